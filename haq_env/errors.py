@@ -1,0 +1,28 @@
+"""The one exception that a user's input can raise."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used.
+
+    The message says what was wrong and what is allowed. The command line prints it without a
+    traceback; in Python it is a `ValueError`.
+    """
+
+
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
+    """Build the error for a name that is not known, with the nearest known one.
+
+    Args:
+        kind: what the name should be, for example ``"hardware"``.
+        name: what came.
+        known: every name that is allowed.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")

@@ -1,0 +1,130 @@
+"""A policy: how many bits each layer's weights and activations get, and its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from haq_env.errors import InputError
+
+MIN_BITS, MAX_BITS = 1, 8
+WEIGHT, ACTIVATION = 0, 1  # the two sides of a layer: last axis of every bits array
+SCHEMA = 1  # version of policy.json
+
+Bits = NDArray[np.int64]
+
+
+def as_bits(bits: ArrayLike, layers: int | None = None) -> Bits:
+    """Check an array of bits and return it as int64, shape [..., L, 2], values 1 to 8.
+
+    Args:
+        bits: weight and activation bits on the last axis, layers on the one before.
+        layers: how many layers there must be; not checked when None.
+
+    Raises:
+        InputError: wrong shape, not integers, or a width outside 1 to 8.
+    """
+    array = np.asarray(bits)
+    if array.ndim < 2 or array.shape[-1] != 2 or (layers and array.shape[-2] != layers):
+        expected = f"[..., {layers or 'layers'}, 2]"
+        raise InputError(f"bits must have the shape {expected}, not {list(array.shape)}.")
+    if array.dtype.kind not in "iu" and not np.array_equal(array, np.floor(array)):
+        raise InputError("bits must be integers.")
+    bad = array[(array < MIN_BITS) | (array > MAX_BITS)]
+    if bad.size:
+        raise InputError(f"bits must be {MIN_BITS} to {MAX_BITS}, not {bad.flat[0]}.")
+    return array.astype(np.int64, copy=False)
+
+
+def uniform(layers: int, w_bits: int, a_bits: int) -> Bits:
+    """Return the policy that gives every layer the same bits, shape [layers, 2]."""
+    return as_bits(np.tile(np.array([w_bits, a_bits]), (layers, 1)))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The bits of every layer of one network, with what is known of it.
+
+    Attributes:
+        bits: int64 [L, 2], weight bits and activation bits.
+        names: the layers' names, L of them.
+        record: what else the file says: network, data set, hardware, budget, accuracies, cost,
+            seed, versions. Values must fit JSON.
+    """
+
+    bits: Bits
+    names: tuple[str, ...]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", as_bits(self.bits, len(self.names)))
+
+    @property
+    def w_bits(self) -> list[int]:
+        """Weight bits of every layer."""
+        return [int(bits) for bits in self.bits[:, WEIGHT]]
+
+    @property
+    def a_bits(self) -> list[int]:
+        """Activation bits of every layer."""
+        return [int(bits) for bits in self.bits[:, ACTIVATION]]
+
+    def save(self, path: str | Path) -> None:
+        """Write ``policy.json``: schema version, layers with their bits, then the record.
+
+        The file is replaced in one step, so a reader never sees half of it.
+        """
+        layers = [
+            {"name": name, "w_bits": w, "a_bits": a}
+            for name, w, a in zip(self.names, self.w_bits, self.a_bits, strict=True)
+        ]
+        path = Path(path)
+        scratch = path.with_name(path.name + ".part")
+        document = {"schema": SCHEMA, "layers": layers, **self.record}
+        scratch.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path, names: Sequence[str] | None = None) -> Policy:
+        """Read ``policy.json``.
+
+        Args:
+            path: the file.
+            names: names of the layers it must be for, in order; not checked when None.
+
+        Raises:
+            InputError: the file is missing, truncated, of another schema or for other layers.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the policy file {path}: {error}.") from error
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path} is not a complete policy file: {error}. Was its writing cut off?"
+            ) from error
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            found = document.get("schema") if isinstance(document, dict) else type(document)
+            raise InputError(f"{path}: policy schema must be {SCHEMA}, not {found!r}.")
+        layers = document.pop("layers", None)
+        document.pop("schema")
+        try:
+            found_names = tuple(str(layer["name"]) for layer in layers)
+            bits = np.array([[layer["w_bits"], layer["a_bits"]] for layer in layers])
+        except (TypeError, KeyError) as error:
+            raise InputError(
+                f"{path}: 'layers' must be a list of name, w_bits and a_bits ({error!r})."
+            ) from error
+        if names is not None and found_names != tuple(names):
+            strange = [name for name in found_names if name not in names][:3]
+            raise InputError(
+                f"{path} is a policy for {len(found_names)} other layers than this network's "
+                f"{len(names)}; unknown here: {', '.join(strange) or 'none, but the order differs'}."
+            )
+        return cls(as_bits(bits, len(found_names)), found_names, document)

@@ -1,0 +1,51 @@
+"""Names of things, and where they live: one registry for each kind of thing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from haq_env.errors import unknown_name
+
+
+class Registry(Mapping[str, Any]):
+    """A mapping from names to objects that are imported when they are first asked for.
+
+    Listing the names therefore costs nothing: no torch, no simulator is imported for it.
+
+    Args:
+        kind: what is registered, used in error messages ("hardware", "network", ...).
+        entries: name to ``"module:attribute"``.
+
+    Example:
+        >>> shapes = Registry("shape", {"deque": "collections:deque"})
+        >>> shapes["deque"].__name__
+        'deque'
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._entries: dict[str, str | Any] = dict(entries)
+
+    def register(self, name: str, thing: Any) -> None:
+        """Add one entry: a ``"module:attribute"`` string or the object itself."""
+        self._entries[name] = thing
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._entries:
+            raise unknown_name(self.kind, name, self._entries)
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            entry = getattr(importlib.import_module(module), attribute)
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
