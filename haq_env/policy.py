@@ -125,6 +125,6 @@ class Policy:
             strange = [name for name in found_names if name not in names][:3]
             raise InputError(
                 f"{path} is a policy for {len(found_names)} other layers than this network's "
-                f"{len(names)}; unknown here: {', '.join(strange) or 'none, but the order differs'}."
+                f"{len(names)}; unknown here: {', '.join(strange) or 'only their order'}."
             )
         return cls(as_bits(bits, len(found_names)), found_names, document)
