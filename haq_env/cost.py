@@ -117,7 +117,8 @@ class CostTable:
         Returns:
             float64 [...], in the metric's unit.
         """
-        return self.per_layer(bits, metric).sum(axis=-1) + self.constant(metric)
+        total = self.per_layer(bits, metric).sum(axis=-1) + self.constant(metric)
+        return np.asarray(total, dtype=np.float64)
 
     def per_layer(self, bits: NDArray[np.int64], metric: str) -> Grid:
         """Look up the cost of every layer, float64 [..., L], without the constant."""

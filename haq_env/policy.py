@@ -123,8 +123,9 @@ class Policy:
             ) from error
         if names is not None and found_names != tuple(names):
             strange = [name for name in found_names if name not in names][:3]
+            difference = f"unknown here: {', '.join(strange)}" if strange else "the order differs"
             raise InputError(
                 f"{path} is a policy for {len(found_names)} other layers than this network's "
-                f"{len(names)}; unknown here: {', '.join(strange) or 'only their order'}."
+                f"{len(names)}; {difference}."
             )
         return cls(as_bits(bits, len(found_names)), found_names, document)

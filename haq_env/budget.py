@@ -1,0 +1,250 @@
+"""The hard limit of a search, and the way back under it: projection and fill-up."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq_env.cost import CostTable, Grid
+from haq_env.errors import InputError
+from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
+from haq_env.space import BitSpace
+
+_NAMED = re.compile(r"w([1-8])a([1-8])")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit on one cost of a network, for policies of one space.
+
+    Build it with `Budget.of`. All methods take and return int64 arrays [..., L, 2].
+
+    Attributes:
+        metric: which cost is limited.
+        limit: the largest cost allowed, in the metric's unit.
+        reference: the cost of the network with 8 bits everywhere.
+        table: the costs.
+        space: the allowed bits.
+        fill_up: whether `project` spends the slack that is left.
+    """
+
+    metric: str
+    limit: float
+    reference: float
+    table: CostTable
+    space: BitSpace
+    fill_up: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        table: CostTable,
+        space: BitSpace,
+        budget: float | str,
+        metric: str | None = None,
+        *,
+        fill_up: bool = True,
+    ) -> Budget:
+        """Turn ``0.6`` or ``"w4a4"`` into a limit.
+
+        Args:
+            table: the costs.
+            space: the allowed bits.
+            budget: a share in (0, 1] of the 8-bit network's cost, or the name of a uniform
+                policy (``"w4a4"``) whose cost, with the pinned layers pinned, is the limit.
+            metric: which cost; the table's own first choice when None.
+            fill_up: spend the slack after the projection (see `project`).
+
+        Raises:
+            InputError: not a budget, or none of the allowed policies fits it; the message says
+                what the smallest reachable budget is.
+        """
+        metric = table.metric if metric is None else metric
+        eight = np.full((len(table.names), 2), MAX_BITS, dtype=np.int64)
+        reference = float(table.cost(eight, metric))
+        named = _NAMED.fullmatch(budget) if isinstance(budget, str) else None
+        if named:
+            w_bits, a_bits = (int(b) for b in named.groups())
+            limit = float(table.cost(_uniform(space, w_bits, a_bits), metric))
+        else:
+            limit = _share(budget) * reference
+        result = cls(metric, limit, reference, table, space, fill_up)
+        smallest = float(table.cost(result._cheapest, metric))
+        if smallest > limit * (1 + 1e-12):
+            needs = np.ceil(smallest / reference * 1e4) / 1e4
+            raise InputError(
+                f"budget {budget!r} cannot be reached: it allows {limit / reference:.4f} of the "
+                f"8-bit network's {metric}, but with bits {space.bits} every policy takes at least "
+                f"{needs:.4f}."
+            )
+        return result
+
+    @property
+    def ratio(self) -> float:
+        """The limit as a share of the 8-bit network's cost."""
+        return self.limit / self.reference
+
+    def cost(self, bits: Bits) -> Grid:
+        """Return the limited cost of policies, float64 [...]."""
+        return self.table.cost(bits, self.metric)
+
+    def fits(self, bits: Bits) -> NDArray[np.bool_]:
+        """Say which policies are inside the budget, bool [...]."""
+        return np.asarray(self._inside(self.cost(bits)))
+
+    def project(self, bits: Bits) -> Bits:
+        """Bring policies inside the budget, as HAQ does, and spend the slack.
+
+        HAQ's order (released code, ``linear_quantize_env.py``): sweeps from the last layer to the
+        first; in each layer one bit less for the activations, then for the weights; stop as soon
+        as the cost fits. HAQ stops there and leaves on average 7 % of a loose budget unused; with
+        ``fill_up`` the smallest widths are then raised, bit by bit, for as long as one fits.
+        A policy that is inside already is not lowered, so projecting twice changes nothing.
+
+        Returns:
+            int64 [..., L, 2], inside the budget and the space.
+        """
+        bits = as_bits(bits, len(self.table.names))
+        flat = self.space.clip(bits.reshape(-1, *bits.shape[-2:])).copy()
+        cost = self._layer_cost(flat)
+        self._lower(flat, cost)
+        if self.fill_up:
+            self._raise(flat, cost)
+        return np.asarray(flat.reshape(bits.shape))
+
+    def uniform(self) -> Bits:
+        """Return the largest uniform policy (w = a) that fits, with pinned layers pinned.
+
+        Where not even the smallest one fits, because the costs are not monotone or the pinned
+        layers take too much, it is the projection of the smallest one.
+        """
+        for width in range(self.space.bits[1], self.space.bits[0] - 1, -1):
+            policy = self.space.uniform(width, width)
+            if self.fits(policy):
+                return policy
+        return self.project(self.space.lowest)
+
+    def reachable(self, bits: Bits, decided: int) -> NDArray[np.bool_]:
+        """Say which widths of the next step leave the budget reachable.
+
+        Args:
+            bits: int64 [L, 2]; only the sides that earlier steps decided (and pinned ones) count.
+            decided: how many steps have been decided.
+
+        Returns:
+            bool [8], entry b - 1 for b bits: allowed by the space, and the cheapest completion
+            of the policy is inside the budget. At least one entry is true if the earlier
+            decisions were taken from this mask.
+        """
+        layer, side = self.space.steps[decided]
+        open_pairs = self._open_pairs(bits, decided)
+        grid = np.where(open_pairs, self.table.grid(self.metric), np.inf)
+        others = np.delete(grid.min(axis=(1, 2)), layer).sum() + self.table.constant(self.metric)
+        best = grid[layer].min(axis=1 - side)
+        return np.asarray(self._inside(best + others))
+
+    # -- how ----------------------------------------------------------------------------------
+
+    @property
+    def _cheapest(self) -> Bits:
+        """The policy of smallest cost: the best pair of each layer, since costs add up."""
+        grid = np.where(self.space.pairs(), self.table.grid(self.metric), np.inf)
+        best = grid.reshape(len(grid), -1).argmin(axis=1)
+        return np.stack(np.divmod(best, MAX_BITS), axis=1).astype(np.int64) + 1
+
+    def _open_pairs(self, bits: Bits, decided: int) -> NDArray[np.bool_]:
+        pairs = self.space.pairs()
+        for layer, side in self.space.steps[:decided]:
+            chosen = np.arange(1, MAX_BITS + 1) == bits[layer, side]
+            pairs[layer] &= chosen[:, None] if side == WEIGHT else chosen[None, :]
+        return pairs
+
+    def _inside(self, cost: Grid) -> NDArray[np.bool_]:
+        # Sums in another order differ in the last digits; that must not exclude a named budget.
+        return np.asarray(cost <= self.limit * (1 + 1e-12))
+
+    def _layer_cost(self, flat: Bits) -> Grid:
+        return self.table.per_layer(flat, self.metric)
+
+    def _lower(self, flat: Bits, per_layer: Grid) -> None:
+        grid, lowest = self.table.grid(self.metric), self.space.lowest
+        total = per_layer.sum(axis=1) + self.table.constant(self.metric)
+        over = np.flatnonzero(~self._inside(total))
+        while over.size:
+            moved = False
+            for layer in range(len(grid) - 1, -1, -1):
+                for side in (ACTIVATION, WEIGHT):
+                    rows = over[flat[over, layer, side] > lowest[layer, side]]
+                    if rows.size:
+                        flat[rows, layer, side] -= 1
+                        self._update(flat, per_layer, total, rows, layer)
+                        over = over[~self._inside(total[over])]
+                        moved = True
+            if not moved:  # all at their lowest, and a table that is not monotone still says no
+                flat[over] = self._cheapest
+                per_layer[over] = self._layer_cost(flat[over])
+                return
+
+    def _raise(self, flat: Bits, per_layer: Grid) -> None:
+        highest = self.space.highest
+        total = per_layer.sum(axis=1) + self.table.constant(self.metric)
+        moved = True
+        while moved:
+            moved = False
+            for width in range(self.space.bits[0], self.space.bits[1]):
+                for layer, side in self.space.steps:
+                    rows = np.flatnonzero(flat[:, layer, side] == width)
+                    if not rows.size or width >= highest[layer, side]:
+                        continue
+                    moved |= self._try(flat, per_layer, total, rows, layer, side)
+
+    def _try(
+        self,
+        flat: Bits,
+        per_layer: Grid,
+        total: Grid,
+        rows: NDArray[np.intp],
+        layer: int,
+        side: int,
+    ) -> bool:
+        grid = self.table.grid(self.metric)[layer]
+        pair = flat[rows, layer] - 1
+        pair[:, side] += 1
+        after = grid[pair[:, WEIGHT], pair[:, ACTIVATION]]
+        fits = self._inside(total[rows] + after - per_layer[rows, layer])
+        rows, after = rows[fits], after[fits]
+        flat[rows, layer, side] += 1
+        total[rows] += after - per_layer[rows, layer]
+        per_layer[rows, layer] = after
+        return bool(rows.size)
+
+    def _update(
+        self, flat: Bits, per_layer: Grid, total: Grid, rows: NDArray[np.intp], layer: int
+    ) -> None:
+        pair = flat[rows, layer] - 1
+        after = self.table.grid(self.metric)[layer, pair[:, WEIGHT], pair[:, ACTIVATION]]
+        total[rows] += after - per_layer[rows, layer]
+        per_layer[rows, layer] = after
+
+
+def _share(budget: float | str) -> float:
+    try:
+        share = float(budget)
+    except (TypeError, ValueError):
+        share = float("nan")
+    if not 0 < share <= 1:
+        raise InputError(
+            f"budget must be a share in (0, 1] of the 8-bit network's cost or the name of a "
+            f"uniform policy such as 'w4a4', not {budget!r}."
+        )
+    return share
+
+
+def _uniform(space: BitSpace, w_bits: int, a_bits: int) -> Bits:
+    # Only pins hold here: "w1a1" is a fair budget even where the search starts at 2 bits.
+    bits = np.tile(np.array([w_bits, a_bits], dtype=np.int64), (len(space.allowed), 1))
+    pinned = space.lowest == space.highest
+    return np.asarray(np.where(pinned, space.highest, bits))

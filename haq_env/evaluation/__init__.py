@@ -1,0 +1,24 @@
+"""Evaluators: policy -> accuracy."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
+from haq_env.policy import Bits
+
+__all__ = ["RECIPES", "Evaluation", "Evaluator", "Recipe"]
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Anything that can say how accurate a network is under a policy."""
+
+    @property
+    def float_accuracy(self) -> float:
+        """Accuracy of the float network on the held-out images, in percent."""
+        ...
+
+    def evaluate(self, bits: Bits) -> Evaluation:
+        """Measure a policy, int64 [L, 2]. The same policy must get the same answer."""
+        ...
