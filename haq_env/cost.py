@@ -60,6 +60,7 @@ class CostTable:
         notes: labels that must stand beside the numbers ("assumed power", "monotone").
         roofs: limits for the roofline, or None if the source does not tell them.
         metric: the first metric that makes sense as a budget, used where none is named.
+        missing: metric to the reason why this hardware does not model it, one sentence.
     """
 
     names: tuple[str, ...]
@@ -72,6 +73,7 @@ class CostTable:
     notes: tuple[str, ...] = ()
     roofs: Roofs | None = None
     metric: str = "latency"
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for metric, grid in self.values.items():
@@ -100,7 +102,11 @@ class CostTable:
             raise unknown_name("metric", metric, UNITS)
         if metric not in self.values:
             has = ", ".join(self.values)
-            raise InputError(f"hardware {self.hardware!r} has no model of {metric}; it has {has}.")
+            reason = self.missing.get(metric)
+            raise InputError(
+                f"hardware {self.hardware!r} has no model of {metric}; it has {has}."
+                + (f" {reason}" if reason else "")
+            )
         return self.values[metric]
 
     def constant(self, metric: str) -> float:
