@@ -1,0 +1,209 @@
+"""From a torch module to its `LayerTable`."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from haq_env.errors import InputError
+from haq_env.layers import Layer, LayerTable, kind_of
+from haq_env.networks.graphs import (
+    Call,
+    evaluation_mode,
+    exported_calls,
+    failing_module,
+    positions,
+    symbolic_calls,
+)
+
+_OWN_TABLE = "or pass a LayerTable of your own"
+
+
+def quantizable(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the layers whose bits can be chosen, by path, in the order of registration.
+
+    These are the `nn.Conv2d` and `nn.Linear` modules and their subclasses, apart from those inside
+    `nn.MultiheadAttention`, which uses their weights without calling them.
+    """
+    attention = [
+        path for path, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)
+    ]
+    return {
+        path: part
+        for path, part in module.named_modules()
+        if isinstance(part, nn.Conv2d | nn.Linear)
+        and not any(path.startswith(f"{owner}." if owner else "") for owner in attention)
+    }
+
+
+def trace(
+    module: nn.Module, input_shape: Sequence[int] = (3, 224, 224), *, name: str | None = None
+) -> LayerTable:
+    """Find the quantizable layers of a network, in execution order, with their shapes.
+
+    The network is traced with `torch.fx`, or with `torch.export` where its control flow needs
+    concrete shapes. It is run on fake tensors in evaluation mode; its weights, its modes and the
+    global random generator stay as they are.
+
+    What is called as an `nn.Conv2d` or `nn.Linear` module is quantizable. Everything else stays in
+    floating point and its parameters count as `float_parameters`: biases, normalisation,
+    transposed, 1-d and 3-d convolutions, `nn.MultiheadAttention`, parameters that the forward uses
+    through functions such as `F.linear`, and layers that are never called in evaluation mode.
+
+    A linear layer's positions are the vectors of one sample that it is applied to. If samples are
+    folded into the batch (video frames, windows), all parts of a sample count.
+
+    `signed_input` is False only where it can be proved: the input comes from a ReLU, sigmoid,
+    softmax or the like through pooling, reshaping, concatenation, sums, products or means. The
+    network's input is signed.
+
+    Args:
+        module: the network; it is called with one tensor.
+        input_shape: shape of one sample, without the batch: channels, height and width in pixels.
+        name: what the table calls the network; the class name if not given.
+
+    Returns:
+        The layer table.
+
+    Raises:
+        InputError: there is nothing to quantize, the network does not accept such an input, it
+            cannot be traced, or a layer's weights are used twice.
+    """
+    shape = _shape(input_shape)
+    layers = quantizable(module)
+    if not layers:
+        raise InputError(
+            f"network {name or type(module).__name__!r} has nothing to quantize: no nn.Conv2d and "
+            "no nn.Linear module."
+        )
+    _check_materialised(module)
+    # The grad mode is part of the tracing: torch's attention takes an untraceable path without.
+    with torch.random.fork_rng(devices=[]), evaluation_mode(module):
+        calls = _calls(module, _sample(module, shape), layers)
+    if not calls:
+        raise InputError(
+            f"network {name or type(module).__name__!r} has nothing to quantize: its forward calls "
+            "no nn.Conv2d and no nn.Linear module."
+        )
+    _check_shared(calls, layers)
+    table = tuple(_layer(call, layers[call.path]) for call in calls)
+    total = sum(parameter.numel() for parameter in module.parameters())
+    return LayerTable(
+        network=name or type(module).__name__,
+        layers=table,
+        input_shape=shape,
+        float_parameters=total - sum(layers[call.path].weight.numel() for call in calls),
+    )
+
+
+def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(int(size) for size in input_shape)
+    except (TypeError, ValueError):
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise InputError(
+            f"input_shape must be positive integers such as (3, 224, 224), not {input_shape!r}."
+        )
+    return shape
+
+
+def _check_materialised(module: nn.Module) -> None:
+    for path, part in module.named_parameters():
+        if isinstance(part, nn.parameter.UninitializedParameter):
+            raise InputError(
+                f"{path} has no shape yet (a lazy module): call the network once on a batch first."
+            )
+
+
+def _sample(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    first = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(0))
+    return torch.zeros((1, *shape), dtype=first.dtype, device=first.device)
+
+
+def _calls(
+    module: nn.Module, sample: Tensor, layers: dict[str, nn.Conv2d | nn.Linear]
+) -> list[Call]:
+    try:
+        return symbolic_calls(module, sample, layers)
+    except Exception:
+        # Either the input does not fit, which a plain run shows best, or fx cannot follow.
+        _check_runs(module, sample)
+    try:
+        return exported_calls(module, sample, layers)
+    except Exception as error:
+        path = failing_module(error, module)
+        where = f"the control flow of {path!r}" if path else "its control flow"
+        raise InputError(
+            f"the network cannot be traced{f' in {path!r}' if path else ''}: {_line(error)} "
+            f"Make {where} independent of the data, {_OWN_TABLE}."
+        ) from error
+
+
+def _check_runs(module: nn.Module, sample: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            module(sample)
+    except Exception as error:
+        path = failing_module(error, module)
+        where = f"module {path!r}" if path else f"its forward ({type(module).__name__})"
+        raise InputError(
+            f"the network does not accept an input of shape {list(sample.shape[1:])}: {where} "
+            f"failed: {_line(error)}"
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
+def _check_shared(calls: list[Call], layers: dict[str, nn.Conv2d | nn.Linear]) -> None:
+    path, times = Counter(call.path for call in calls).most_common(1)[0]
+    if times > 1:
+        raise InputError(
+            f"layer {path!r} is called {times} times in one forward, so its bits would count "
+            f"{times} times: give each call a layer of its own, {_OWN_TABLE}."
+        )
+    for one, other in itertools.combinations(calls, 2):
+        if layers[one.path].weight is layers[other.path].weight:
+            raise InputError(
+                f"layers {one.path!r} and {other.path!r} share one weight tensor, which can have "
+                f"one number of bits only: untie them, {_OWN_TABLE}."
+            )
+
+
+def _layer(call: Call, module: nn.Conv2d | nn.Linear) -> Layer:
+    if isinstance(module, nn.Linear):
+        size = (positions(call.in_shape, 1), 1)
+        return Layer(
+            name=call.path,
+            kind="linear",
+            in_channels=module.in_features,
+            out_channels=module.out_features,
+            in_size=size,
+            out_size=size,
+            signed_input=call.signed,
+        )
+    return Layer(
+        name=call.path,
+        kind=kind_of(module.in_channels, module.groups),
+        in_channels=module.in_channels,
+        out_channels=module.out_channels,
+        kernel=(module.kernel_size[0], module.kernel_size[1]),
+        stride=(module.stride[0], module.stride[1]),
+        groups=module.groups,
+        in_size=_map(call.in_shape),
+        out_size=_map(call.out_shape),
+        signed_input=call.signed,
+    )
+
+
+def _map(shape: tuple[int, ...]) -> tuple[int, int]:
+    # Several maps of one sample, such as the frames of a video, are stacked.
+    return positions(shape, 3) * shape[-2], shape[-1]
