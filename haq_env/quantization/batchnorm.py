@@ -1,0 +1,69 @@
+"""Re-estimation of batch-norm statistics: what quantization shifted is measured again.
+
+Quantized weights and activations move the mean and the variance of every pre-activation; stale
+statistics then cost far more accuracy than the lost bits do. Li et al., "EagleEye", ECCV 2020,
+show that adapted statistics also rank candidates best before any finetuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def recalibrate_batchnorm(
+    module: nn.Module,
+    images: Tensor,
+    batch_size: int = 128,
+    forward: Callable[[Tensor], object] | None = None,
+) -> None:
+    """Replace all running statistics by the plain average over batches of the images.
+
+    Only batch-norm layers are in training mode meanwhile (dropout stays off), no gradient is
+    recorded, and modes, momenta and `num_batches_tracked` are afterwards as they were.
+
+    Args:
+        module: the network; its running means and variances are changed in place.
+        images: [N, ...], N at least 1; keep them fixed for a reward that does not vary.
+        batch_size: images in a batch, positive. The images are cut into batches of almost equal
+            size of at most this many, so that no small rest counts as much as a full batch.
+        forward: what to call with a batch; the module itself when None.
+    """
+    norms = [
+        norm
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats
+    ]
+    if not norms:
+        return
+    batches = -(-len(images) // batch_size)
+    with _only_training(module, norms), torch.no_grad():
+        for batch in images.tensor_split(batches):
+            (forward or module)(batch)
+
+
+@contextmanager
+def _only_training(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
+    modes = [(part, part.training) for part in module.modules()]
+    kept = [
+        (norm, norm.momentum, None if (n := norm.num_batches_tracked) is None else n.clone())
+        for norm in norms
+    ]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.training = True
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for norm, momentum, tracked in kept:
+            norm.momentum = momentum
+            if tracked is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(tracked)

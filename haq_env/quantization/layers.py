@@ -1,0 +1,196 @@
+"""Convolution and linear layers whose bits are two integers that can change at any time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from haq_env.errors import InputError
+from haq_env.quantization.scheme import LayerQuantizer
+
+
+class WeightCache:
+    """Quantized pretrained weights of a network, by layer and bits, within a memory limit.
+
+    Args:
+        limit: bytes; the entries that were not used for longest are dropped beyond it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self._entries: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
+
+    def get(self, layer: str, bits: int) -> Tensor | None:
+        """Return the weights of a layer at a width, or None."""
+        entry = self._entries.get((layer, bits))
+        if entry is not None:
+            self._entries.move_to_end((layer, bits))
+        return entry
+
+    def put(self, layer: str, bits: int, weight: Tensor) -> None:
+        """Keep the weights of a layer at a width, unless they alone exceed the limit."""
+        size = weight.numel() * weight.element_size()
+        if size > self.limit:
+            return
+        self._entries[layer, bits] = weight
+        self.size += size
+        while self.size > self.limit:
+            _, dropped = self._entries.popitem(last=False)
+            self.size -= dropped.numel() * dropped.element_size()
+
+    def drop(self, layer: str) -> None:
+        """Forget one layer."""
+        for key in [key for key in self._entries if key[0] == layer]:
+            dropped = self._entries.pop(key)
+            self.size -= dropped.numel() * dropped.element_size()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # contents can be computed again: copies and pickles of a network go without them
+        return {"limit": self.limit, "size": 0, "_entries": OrderedDict()}
+
+
+@dataclass
+class Slot:
+    """What a quantized layer has besides its float parameters.
+
+    A plain object, because assigning to a module goes through `nn.Module.__setattr__`, which is
+    slow, and so that nothing of it enters the state dict.
+
+    Attributes:
+        name: the layer's path in the network.
+        quantizer: quantizes this layer at any width.
+        cache: the network's cache of quantized pretrained weights.
+        w_bits: weight bits, 0 for float weights.
+        a_bits: activation bits, 0 for float activations.
+        pretrained_version: version counter of the weight tensor while it holds the pretrained
+            weights; -1 when it does not.
+    """
+
+    name: str
+    quantizer: LayerQuantizer
+    cache: WeightCache
+    w_bits: int = 0
+    a_bits: int = 0
+    pretrained_version: int = -1
+    # the latest quantized weights that are not in the cache: (version, bits, weights)
+    _latest: tuple[int, int, Tensor] | None = field(default=None, repr=False)
+
+    def quantized(self, weight: Tensor) -> Tensor:
+        """Return the quantized weights, from memory where no gradient is wanted."""
+        bits = self.w_bits
+        if torch.is_grad_enabled():
+            return self.quantizer.weight(weight, bits)
+        version = weight._version
+        if version == self.pretrained_version:
+            found = self.cache.get(self.name, bits)
+            if found is None:
+                found = self.quantizer.weight(weight, bits)
+                self.cache.put(self.name, bits, found)
+            return found
+        if self._latest is None or self._latest[:2] != (version, bits):
+            self._latest = (version, bits, self.quantizer.weight(weight, bits))
+        return self._latest[2]
+
+    def forget(self) -> None:
+        """Drop every quantized weight of this layer."""
+        self._latest = None
+        self.cache.drop(self.name)
+
+    def restored(self, weight: Tensor) -> None:
+        """Note that the tensor holds the pretrained weights again."""
+        self._latest = None
+        self.pretrained_version = weight._version
+        self.quantizer.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_latest": None}
+
+
+class QuantLayer(nn.Module):
+    """What the two kinds of quantized layer share."""
+
+    weight: Tensor
+    slot: Slot
+
+    def operands(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inputs and the weights as the layer's present bits leave them."""
+        slot = self.slot
+        if slot.a_bits:
+            inputs = slot.quantizer.activation(inputs, slot.a_bits)
+        return inputs, slot.quantized(self.weight) if slot.w_bits else self.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # .to(), .half() and the like replace the tensor, and its version counter with it
+        pretrained = self.weight._version == self.slot.pretrained_version
+        self.slot.forget()
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.slot.pretrained_version = self.weight._version if pretrained else -1
+        return result
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # a copy's tensor counts its versions anew; whether it was pretrained is in the state
+        pretrained = state.pop("_pretrained", False)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.slot.pretrained_version = self.weight._version if pretrained else -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **self.__dict__,
+            "_pretrained": self.weight._version == self.slot.pretrained_version,
+        }
+
+    def extra_repr(self) -> str:
+        """Add the bits to what the float layer says of itself."""
+        bits = f"w_bits={self.slot.w_bits or 'float'}, a_bits={self.slot.a_bits or 'float'}"
+        return f"{super().extra_repr()}, {bits}"
+
+
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """A convolution whose weights and inputs are quantized in the forward pass."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve, [N, C, H, W] to [N, K, H', W']."""
+        inputs, weight = self.operands(input)
+        output: Tensor = self._conv_forward(inputs, weight, self.bias)
+        return output
+
+
+class QuantLinear(QuantLayer, nn.Linear):
+    """A matrix product whose weights and inputs are quantized in the forward pass."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Multiply, [..., in_features] to [..., out_features]."""
+        inputs, weight = self.operands(input)
+        return nn.functional.linear(inputs, weight, self.bias)
+
+
+def make_quantized(module: nn.Module, slot: Slot) -> QuantLayer:
+    """Turn a float layer into its quantized kind, in place.
+
+    The object, its parameters and its hooks stay, so every reference to it stays valid and no
+    initialisation draws random numbers.
+
+    Raises:
+        InputError: not a plain convolution or linear layer.
+    """
+    # a change of class instead of a new module: see above
+    for float_kind, kind in ((nn.Conv2d, QuantConv2d), (nn.Linear, QuantLinear)):
+        if type(module).forward is float_kind.forward and "weight" in module._parameters:
+            module.__class__ = kind
+            layer = cast(QuantLayer, module)
+            layer.slot = slot
+            slot.restored(layer.weight)
+            return layer
+    raise InputError(
+        f"layer {slot.name!r}: only nn.Conv2d and nn.Linear can be quantized, "
+        f"not {type(module).__name__}."
+    )

@@ -1,0 +1,253 @@
+"""A network whose layers' bits can be switched at run time, and restored after finetuning."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from haq_env.errors import InputError
+from haq_env.layers import LayerTable
+from haq_env.policy import Bits, as_bits
+from haq_env.quantization import QUANTIZERS
+from haq_env.quantization.batchnorm import recalibrate_batchnorm
+from haq_env.quantization.calibration import sampling_stride
+from haq_env.quantization.layers import QuantLayer, Slot, WeightCache, make_quantized
+from haq_env.quantization.scheme import CentroidUpdate, ClipRule, Settings
+
+CACHE_BYTES = 1 << 29  # quantized copies of the pretrained weights, all widths together
+
+
+class Errors(NamedTuple):
+    """Mean squared quantization errors found at calibration, for sensitivities.
+
+    Attributes:
+        weights: float64 [L, 8], layer and bits - 1.
+        activations: float64 [L, 8]; infinite where a width cannot be used.
+    """
+
+    weights: NDArray[np.float64]
+    activations: NDArray[np.float64]
+
+
+class QuantizedNetwork(nn.Module):
+    """A copy of a float network whose layers quantize their weights and inputs.
+
+    Built once: the clips or codebooks of every layer are found for all widths from the float
+    weights and from one float forward of the calibration images. After that a policy is two
+    integers for each layer. The parameters stay the float ones under their own names, so the
+    state dict is that of the float network, and optimizers work on `parameters()`.
+
+    The network starts in float mode and in evaluation mode. Without gradients, quantized weights
+    come from a cache as long as the weights are the pretrained ones; changes made through
+    `.data`, which torch does not count, need `restore` or `weights_changed` afterwards.
+
+    Args:
+        module: the float network; it is copied and not changed.
+        layers: the layers to quantize, by module path.
+        quantizer: a name in `haq_env.quantization.QUANTIZERS`.
+        clip: how clips are chosen, see `Settings`.
+        centroid_update: how k-means centroids follow an optimizer step, see `Settings`.
+        calibration_images: [N, ...], as the network takes them; used once and not kept.
+        cache_bytes: memory limit of the cache of quantized weights.
+
+    Attributes:
+        module: the network inside, with quantized layers.
+        layers: the layer table.
+        bits: the present policy, int64 [L, 2]; None in float mode.
+        errors: mean squared errors of the float weights and inputs at every width.
+
+    Raises:
+        InputError: a layer does not exist, is of a kind that cannot be quantized, is not reached
+            by a forward pass, holds or receives NaN, or receives negative inputs although the
+            table calls them non-negative.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: LayerTable,
+        *,
+        quantizer: str = "linear",
+        clip: ClipRule = "mse",
+        centroid_update: CentroidUpdate = "haq",
+        calibration_images: Tensor,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        super().__init__()
+        settings = Settings(clip, centroid_update)
+        make = QUANTIZERS[quantizer]
+        # channels-last is the fastest layout of convolutions on a CPU and no worse elsewhere
+        self.module: nn.Module = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        self.eval()
+        self.layers = layers
+        self.quantizer = quantizer
+        self.bits: Bits | None = None
+        found = _find(self.module, layers)
+        inputs = self._record_inputs(found, calibration_images)
+        cache = WeightCache(cache_bytes)
+        self._layers: list[QuantLayer] = []
+        for layer, part, sample in zip(layers, found, inputs, strict=True):
+            low = float(sample.min())
+            if low < 0 and not layer.signed_input:
+                raise InputError(
+                    f"layer {layer.name!r} is said to have non-negative inputs, but calibration "
+                    f"found {low:.3g}: set signed_input."
+                )
+            slot = Slot(layer.name, make(layer, part.weight, sample, settings), cache)
+            self._layers.append(make_quantized(part, slot))
+        self._pretrained = {
+            name: tensor.detach().clone() for name, tensor in self._tensors().items()
+        }
+        quantizers = [layer.slot.quantizer for layer in self._layers]
+        self.errors = Errors(
+            np.stack([one.weight_mse for one in quantizers]),
+            np.stack([one.activation_mse for one in quantizers]),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Run the network on images [N, ...] with the present bits."""
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        output: Tensor = self.module(images)
+        return output
+
+    def set_policy(self, bits: ArrayLike | None) -> None:
+        """Give every layer its bits; None switches quantization off.
+
+        Args:
+            bits: int [L, 2], weight and activation bits, 1 to 8.
+
+        Raises:
+            InputError: wrong shape or range, or one bit for signed activations.
+        """
+        if bits is None:
+            self.float_mode()
+            return
+        checked = as_bits(bits, len(self.layers))
+        if checked.ndim != 2:
+            raise InputError(f"bits must be one policy, [layers, 2], not {list(checked.shape)}.")
+        self._check_activations(checked)
+        self.bits = checked.copy()
+        for layer, (w_bits, a_bits) in zip(self._layers, self.bits.tolist(), strict=True):
+            slot = layer.slot
+            if slot.w_bits != w_bits:
+                slot.quantizer.reset()
+            slot.w_bits = w_bits
+            slot.a_bits = a_bits if slot.quantizer.activation_bits else 0
+
+    def float_mode(self) -> None:
+        """Switch quantization off: the network computes what the float one does."""
+        self.bits = None
+        for layer in self._layers:
+            layer.slot.w_bits = layer.slot.a_bits = 0
+            layer.slot.quantizer.reset()
+
+    def restore(self) -> None:
+        """Copy all pretrained parameters and buffers back in place; the policy stays.
+
+        Tensors keep their identity, so an optimizer may go on with them; its own state
+        (momentum) and the gradients are not touched.
+        """
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(self._pretrained[name])
+        for layer in self._layers:
+            layer.slot.restored(layer.weight)
+
+    def weights_changed(self) -> None:
+        """Say that weights were changed behind torch's back, through `.data`."""
+        for layer in self._layers:
+            layer.slot.forget()
+            layer.slot.pretrained_version = -1
+
+    def after_step(self) -> None:
+        """To be called after every optimizer step: k-means weights return to their clusters."""
+        for layer in self._layers:
+            if layer.slot.w_bits:
+                layer.slot.quantizer.after_step(layer.weight, layer.slot.w_bits)
+
+    def recalibrate_batchnorm(self, images: Tensor, batch_size: int = 128) -> None:
+        """Estimate all batch-norm statistics anew with the present bits.
+
+        Args:
+            images: [N, ...]; a few hundred do, and the same ones every time.
+            batch_size: images in a batch, positive.
+        """
+        recalibrate_batchnorm(self.module, images, batch_size, self)
+
+    def clone(self) -> QuantizedNetwork:
+        """Return an independent copy with the same weights, policy and pretrained state."""
+        return copy.deepcopy(self)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state dict, with the float network's keys."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state dict of the float network; `restore` still knows the former weights."""
+        return self.module.load_state_dict(*args, **kwargs)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+
+    def _check_activations(self, bits: Bits) -> None:
+        for layer, (_, a_bits) in zip(self._layers, bits.tolist(), strict=True):
+            allowed = layer.slot.quantizer.activation_bits
+            if allowed and a_bits not in allowed:
+                raise InputError(
+                    f"layer {layer.slot.name!r}: {a_bits} activation bits are not possible, "
+                    f"allowed: {allowed.start} to {allowed.stop - 1} (its inputs are signed)."
+                )
+
+    def _record_inputs(self, found: list[nn.Module], images: Tensor) -> list[Tensor]:
+        seen: list[list[Tensor]] = [[] for _ in found]
+        with _input_hooks(found, seen), torch.no_grad():
+            self(images)
+        for layer, samples in zip(self.layers, seen, strict=True):
+            if not samples:
+                raise InputError(f"layer {layer.name!r} is not reached by a forward pass.")
+        return [samples[0] if len(samples) == 1 else torch.cat(samples) for samples in seen]
+
+
+@contextmanager
+def _input_hooks(parts: list[nn.Module], seen: list[list[Tensor]]) -> Iterator[None]:
+    handles = []
+    for part, samples in zip(parts, seen, strict=True):
+
+        def record(
+            _: nn.Module, arguments: tuple[Tensor, ...], samples: list[Tensor] = samples
+        ) -> None:
+            # a copy: the layer's input may be overwritten later by an in-place activation
+            flat = arguments[0].detach().flatten()
+            samples.append(flat[:: sampling_stride(flat.numel())].clone())
+
+        handles.append(part.register_forward_pre_hook(record))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _find(module: nn.Module, layers: LayerTable) -> list[nn.Module]:
+    parts = dict(module.named_modules())
+    missing = [name for name in layers.names if name not in parts]
+    if missing:
+        raise InputError(
+            f"network {layers.network!r} has no layer {missing[0]!r}; it has, for example, "
+            f"{', '.join(name for name, part in parts.items() if hasattr(part, 'weight'))[:200]}."
+        )
+    for layer in layers:
+        if not isinstance(parts[layer.name], (nn.Conv2d, nn.Linear)):
+            raise InputError(
+                f"layer {layer.name!r}: only nn.Conv2d and nn.Linear can be quantized, "
+                f"not {type(parts[layer.name]).__name__}."
+            )
+    return [parts[name] for name in layers.names]

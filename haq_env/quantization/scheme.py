@@ -1,0 +1,84 @@
+"""What a quantizer is to the network: an object that quantizes one layer at any width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from haq_env.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ClipRule = Literal["mse", "haq-kl", "max"]
+CentroidUpdate = Literal["haq", "deep-compression"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user can choose about a quantizer.
+
+    Attributes:
+        clip: how the clips of linear quantization are chosen: ``"mse"`` (least squared error),
+            ``"haq-kl"`` (the rule of HAQ) or ``"max"`` (nothing is clipped).
+        centroid_update: what an optimizer step does to a centroid of k-means weights: ``"haq"``
+            moves it by the mean of its members' steps, ``"deep-compression"`` by their sum.
+
+    Raises:
+        InputError: an unknown clip rule or centroid update.
+    """
+
+    clip: ClipRule = "mse"
+    centroid_update: CentroidUpdate = "haq"
+
+    def __post_init__(self) -> None:
+        if self.clip not in get_args(ClipRule):
+            raise unknown_name("clip rule", self.clip, get_args(ClipRule))
+        if self.centroid_update not in get_args(CentroidUpdate):
+            raise unknown_name("centroid update", self.centroid_update, get_args(CentroidUpdate))
+
+
+class LayerQuantizer(Protocol):
+    """Quantizes the weights and the input activations of one layer, at 1 to 8 bits.
+
+    A factory with the arguments (layer, weight, inputs, settings) builds it once from the float
+    weights and a sample of the layer's float inputs; after that every width is ready.
+
+    Attributes:
+        weight_mse: mean squared error of the float weights at 1 to 8 bits, float64 [8].
+        activation_mse: mean squared error of the sampled inputs at 1 to 8 bits, float64 [8];
+            infinite where a width cannot be used, zero where activations stay in float.
+        activation_bits: the activation widths that can be used; empty where they are ignored.
+    """
+
+    weight_mse: NDArray[np.float64]
+    activation_mse: NDArray[np.float64]
+    activation_bits: range
+
+    def weight(self, weight: Tensor, bits: int) -> Tensor:
+        """Return the quantized weights as a tensor of their own; the gradient passes through."""
+        ...
+
+    def activation(self, inputs: Tensor, bits: int) -> Tensor:
+        """Return the quantized inputs; the tensor that came is not changed."""
+        ...
+
+    def after_step(self, weight: Tensor, bits: int) -> None:
+        """Do what the scheme asks for after an optimizer step, in place on the weights."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what depends on the present policy or on weights that were just replaced."""
+        ...
+
+
+def check_finite(values: NDArray[np.floating[Any]], name: str) -> None:
+    """Refuse an empty array and one with NaN or infinity, naming whose it is."""
+    if values.size == 0:
+        raise InputError(f"{name}: there are no values to quantize.")
+    # one pass and no mask array: a sum is finite only if every term is (float64 cannot overflow)
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        raise InputError(f"{name}: NaN or infinite values cannot be quantized.")
