@@ -130,8 +130,6 @@ class BitFusion:
             "traffic": np.stack([one.dram_bits for one in found]) / 8,
             **counted_costs(layers, self.batch),
         }
-        bitops = values["bitops"]
-        bitops[0] = bitops[0, :, IMAGE_BITS - 1 : IMAGE_BITS]
         bits = np.arange(1, MAX_BITS + 1)
         units = self.rows * self.columns * self.clock_hz
         table = CostTable(
