@@ -5,6 +5,7 @@ Only safetensors is read: a pickle can run code. Metadata can be read without to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -61,7 +62,8 @@ def save_checkpoint(
         partial.write_bytes(save(tensors, metadata={_KEY: text}))
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise InputError(f"checkpoint {path} cannot be written: {error}.") from error
 
 
@@ -131,16 +133,16 @@ def _header(path: Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} does not exist.") from error
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error}.") from error
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        raise InputError(
-            f"checkpoint {path} is a pickle, which can run code when it is read; only safetensors "
-            "files are read."
-        )
     try:
         header = json.loads(text)
     except (ValueError, RecursionError):
         header = None
     if len(text) != size or not isinstance(header, dict):
+        if start.startswith((b"PK\x03\x04", b"\x80")):
+            raise InputError(
+                f"checkpoint {path} is a pickle, which can run code when it is read; only "
+                "safetensors files are read."
+            )
         raise InputError(f"checkpoint {path} is damaged or no safetensors file.")
     return header
 

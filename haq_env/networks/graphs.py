@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,21 +123,27 @@ def exported_calls(
     network: nn.Module, sample: Tensor, layers: Mapping[str, nn.Module]
 ) -> list[Call]:
     """List the layers' calls with `torch.export`; arguments as of `symbolic_calls`."""
-    program = torch.export.export(OneInput(network), (sample,), strict=False)
+    root = OneInput(network)
+    # It prints graphs where it fails, which the error that the caller raises makes superfluous.
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        program = torch.export.export(root, (sample,), strict=False)
+    # Shared modules and tied weights appear under any of their names, so objects are compared.
+    names = {id(layer): path for path, layer in layers.items()}
+    modules = dict(root.named_modules(remove_duplicate=False))
     parameters = program.graph_signature.inputs_to_parameters
     positive = not_negative(program.graph, {})
     calls = []
     for node in program.graph.nodes:
-        if node.op != "call_function" or len(node.args) < 2:
+        caller = modules.get(_caller(node))
+        if id(caller) not in names or len(node.args) < 2:
             continue
         source, weight = node.args[0], node.args[1]
         if not (isinstance(source, fx.Node) and isinstance(weight, fx.Node)):
             continue
-        owner = parameters.get(weight.name, "").rpartition(".")[0]
-        path = owner.removeprefix(_NETWORK).removeprefix(".")
-        if path in layers and _inside(node) == owner:
+        name = parameters.get(weight.name)
+        if name is not None and root.get_parameter(name) is getattr(caller, "weight", None):
             shapes = tuple(source.meta["val"].shape), tuple(node.meta["val"].shape)
-            calls.append(Call(path, *shapes, signed=not positive[source]))
+            calls.append(Call(names[id(caller)], *shapes, signed=not positive[source]))
     return calls
 
 
@@ -184,13 +190,9 @@ def _source(node: fx.Node) -> fx.Node | None:
     return source if isinstance(source, fx.Node) else None
 
 
-def _inside(node: fx.Node) -> str:
+def _caller(node: fx.Node) -> str:
+    """Return the path of the module in whose forward an exported operation stands."""
     stack = node.meta.get("nn_module_stack") or {"": ("", None)}
     path, _ = list(stack.values())[-1]
     # The second call of a module is told by a suffix.
     return str(path).partition("@")[0]
-
-
-def positions(shape: tuple[int, ...], trailing: int) -> int:
-    """Count the rows of a sample: the product of all but the last `trailing` sizes."""
-    return math.prod(shape[: len(shape) - trailing])

@@ -6,6 +6,7 @@ operations make signed tensors.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +26,9 @@ _MAKE = _words(
 # averaged, or weighted by factors that are not negative.
 _KEEP = _words(
     "view reshape flatten unflatten ravel permute transpose swapaxes movedim contiguous squeeze "
-    "unsqueeze expand repeat tile roll flip clone detach alias to type float half bfloat16 double "
-    "view_as expand_as reshape_as unfold pixel_shuffle pixel_unshuffle channel_shuffle "
-    "getitem select slice narrow index_select gather chunk split split_with_sizes unbind "
+    "unsqueeze expand repeat tile roll flip clone detach alias to to_copy type float half bfloat16 "
+    "double view_as expand_as reshape_as unfold pixel_shuffle pixel_unshuffle channel_shuffle "
+    "getitem select slice narrow index index_select gather chunk split split_with_sizes unbind "
     "mean sum prod cumsum amax amin max round floor ceil "
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
@@ -52,6 +53,10 @@ _KEEP_MODULES = (
     *(nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
     *(nn.Tanh, nn.Hardswish, nn.SiLU, nn.GELU, nn.Mish, nn.LeakyReLU, nn.ELU),
 )
+# Packages whose functions do what their names say.
+_HOMES = ("torch", "torchvision", "_operator", "operator", "builtins")
+# relu_ and the like, but not __add__.
+_IN_PLACE = re.compile(r"[a-z].*[^_]_$")
 # Resampling that does not overshoot; bicubic does.
 _MODES = ("nearest", "nearest-exact", "bilinear", "area", "linear", "trilinear")
 
@@ -139,13 +144,22 @@ def _write_back(name: str, node: fx.Node, known: dict[fx.Node, bool]) -> None:
     if not isinstance(target, fx.Node):
         return
     if name == "setitem":
-        known[target] = known[target] and _is(_argument(node, 2, "value"), known)
-    elif name in ("iadd", "imul", "isub", "itruediv") or _raw_name(node).endswith("_"):
-        known[target] = known[node]
+        result = known[target] and _is(_argument(node, 2, "value"), known)
+    elif name in ("iadd", "imul", "isub", "itruediv") or _IN_PLACE.match(_raw_name(node)):
+        result = known[node]
+    else:
+        return
+    if known[target] and not result:
+        # Any earlier tensor may be a view of this one.
+        known.update(dict.fromkeys(known, False))
+    known[target] = result
 
 
 def _name(node: fx.Node) -> str:
-    return _raw_name(node).strip("_")
+    # A function of the user's own may have any name.
+    home = getattr(node.target, "__module__", None) if callable(node.target) else None
+    known = home is None or home.partition(".")[0] in _HOMES
+    return _raw_name(node).strip("_") if known else ""
 
 
 def _raw_name(node: fx.Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,7 +17,6 @@ from haq_env.networks.graphs import (
     evaluation_mode,
     exported_calls,
     failing_module,
-    positions,
     symbolic_calls,
 )
 
@@ -81,8 +81,8 @@ def trace(
             "no nn.Linear module."
         )
     _check_materialised(module)
-    # The grad mode is part of the tracing: torch's attention takes an untraceable path without.
-    with torch.random.fork_rng(devices=[]), evaluation_mode(module):
+    # Without gradients torch's attention modules take a fused path that hides their layers.
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), evaluation_mode(module):
         calls = _calls(module, _sample(module, shape), layers)
     if not calls:
         raise InputError(
@@ -180,7 +180,7 @@ def _check_shared(calls: list[Call], layers: dict[str, nn.Conv2d | nn.Linear]) -
 
 def _layer(call: Call, module: nn.Conv2d | nn.Linear) -> Layer:
     if isinstance(module, nn.Linear):
-        size = (positions(call.in_shape, 1), 1)
+        size = (math.prod(call.in_shape[:-1]), 1)
         return Layer(
             name=call.path,
             kind="linear",
@@ -206,4 +206,4 @@ def _layer(call: Call, module: nn.Conv2d | nn.Linear) -> Layer:
 
 def _map(shape: tuple[int, ...]) -> tuple[int, int]:
     # Several maps of one sample, such as the frames of a video, are stacked.
-    return positions(shape, 3) * shape[-2], shape[-1]
+    return math.prod(shape[:-1]) // shape[-3], shape[-1]
