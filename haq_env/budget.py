@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Budget:
         table: the costs.
         space: the allowed bits.
         fill_up: whether `project` spends the slack that is left.
+        named: bits (w, a) of the uniform policy that gave the limit its name, if one did.
     """
 
     metric: str
@@ -37,6 +39,7 @@ class Budget:
     table: CostTable
     space: BitSpace
     fill_up: bool = True
+    named: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -65,13 +68,13 @@ class Budget:
         metric = table.metric if metric is None else metric
         eight = np.full((len(table.names), 2), MAX_BITS, dtype=np.int64)
         reference = float(table.cost(eight, metric))
-        named = _NAMED.fullmatch(budget) if isinstance(budget, str) else None
+        match = _NAMED.fullmatch(budget) if isinstance(budget, str) else None
+        named = (int(match[1]), int(match[2])) if match else None
         if named:
-            w_bits, a_bits = (int(b) for b in named.groups())
-            limit = float(table.cost(_uniform(space, w_bits, a_bits), metric))
+            limit = float(table.cost(_uniform(space, *named), metric))
         else:
             limit = _share(budget) * reference
-        result = cls(metric, limit, reference, table, space, fill_up)
+        result = cls(metric, limit, reference, table, space, fill_up, named)
         smallest = float(table.cost(result._cheapest, metric))
         if smallest > limit * (1 + 1e-12):
             needs = np.ceil(smallest / reference * 1e4) / 1e4
@@ -116,13 +119,19 @@ class Budget:
         return np.asarray(flat.reshape(bits.shape))
 
     def uniform(self) -> Bits:
-        """Return the largest uniform policy (w = a) that fits, with pinned layers pinned.
+        """Return the largest uniform policy that fits, with pinned layers pinned.
 
-        Where not even the smallest one fits, because the costs are not monotone or the pinned
-        layers take too much, it is the projection of the smallest one.
+        It is the one that gave the budget its name, if one did. Otherwise the narrower of w and
+        a is as wide as it can be, then their sum. Where not even the smallest one fits, because
+        the costs are not monotone, it is the projection of the smallest one.
         """
-        for width in range(self.space.bits[1], self.space.bits[0] - 1, -1):
-            policy = self.space.uniform(width, width)
+        low, high = self.space.bits
+        widths = range(low, high + 1)
+        pairs = sorted(itertools.product(widths, widths), key=lambda p: (min(p), sum(p), p))
+        if self.named and set(self.named) <= {*widths, MAX_BITS}:
+            pairs.append(self.named)
+        for w_bits, a_bits in reversed(pairs):
+            policy = self.space.uniform(w_bits, a_bits)
             if self.fits(policy):
                 return policy
         return self.project(self.space.lowest)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
 from haq_env.policy import Bits
 
-__all__ = ["RECIPES", "Evaluation", "Evaluator", "Recipe"]
+__all__ = ["RECIPES", "Evaluation", "Evaluator", "Recipe", "Remembering"]
 
 
 @runtime_checkable
@@ -21,4 +21,13 @@ class Evaluator(Protocol):
 
     def evaluate(self, bits: Bits) -> Evaluation:
         """Measure a policy, int64 [L, 2]. The same policy must get the same answer."""
+        ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An evaluator that keeps its answers, and takes those of an earlier run."""
+
+    def remember(self, bits: Bits, accuracy: float) -> None:
+        """Keep the accuracy of a policy, int64 [L, 2], in percent."""
         ...

@@ -1,0 +1,40 @@
+# make run:  set up, then search a policy for the embedded default task
+# make test: set up, then run all tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test quick lint types bench setup clean
+
+setup: $(VENV)/.ready
+
+# torch and torchvision must come from one resolution, or they do not fit each other
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+run: setup
+	$(BIN)/python train_agent.py --env HAQ-BISMO-Edge-v0 --algo ddpg --episodes 300 --seed 0 --out runs/demo --overwrite
+
+test: setup
+	$(BIN)/python -m pytest
+
+quick: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/reproduce_hardware.py
+	$(BIN)/python benchmarks/default_task.py
+	$(BIN)/python benchmarks/environment.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

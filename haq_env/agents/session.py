@@ -1,0 +1,138 @@
+"""A search that lives in a folder: settings, log, agent, and the report at the end."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from haq_env.errors import InputError
+from haq_env.evaluation import Recipe
+from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.policy import Bits
+from haq_env.report.tables import Row
+from haq_env.search.history import History
+from haq_env.task import Task
+
+PACKAGES = ("haq-env", "gymnasium", "stable-baselines3", "torch", "torchvision", "numpy")
+
+
+def open_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make a folder ready for a run before any work is done.
+
+    Args:
+        folder: where everything is written.
+        settings: what decides the run's outcome; they are kept in ``settings.json``.
+        resume: the folder holds a run of the same settings that goes on.
+        overwrite: a run that is there already may be thrown away.
+
+    Raises:
+        InputError: nothing can be written there, a run is there already, or the settings differ
+            from those of the run to be resumed.
+    """
+    path = folder / "settings.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {folder}: {error.strerror}.") from error
+    if path.exists() and not overwrite:
+        if not resume:
+            raise InputError(
+                f"{folder} holds a run already: give --resume to go on with it, --overwrite to "
+                "throw it away, or another --out."
+            )
+        _check_same(path, settings)
+        return
+    for name in ("episodes.csv", "agent.pt", "policy.json"):
+        (folder / name).unlink(missing_ok=True)
+    path.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    for name in sorted({*kept, *settings}):
+        if kept.get(name) != settings.get(name):
+            raise InputError(
+                f"cannot resume {path.parent}: {name} was {kept.get(name)!r} and is now "
+                f"{settings.get(name)!r}."
+            )
+
+
+@dataclass(frozen=True)
+class Final:
+    """Accuracies of one policy after the final finetuning, one number for each seed, percent."""
+
+    val: tuple[float, ...]
+    test: tuple[float, ...]
+
+    def mean_and_error(self, part: str) -> tuple[float, float]:
+        """Return the mean over seeds and its standard error (0 for one seed)."""
+        values = np.array(getattr(self, part))
+        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+        return float(values.mean()), float(error)
+
+    def record(self) -> dict[str, Any]:
+        """Return what goes into ``policy.json``."""
+        return {"val": list(self.val), "test": list(self.test)}
+
+
+def finish(task: Task, bits: Bits, recipe: Recipe, seeds: tuple[int, ...]) -> Final:
+    """Finetune a policy for longer and measure it, once for each seed.
+
+    The seeds should be others than the one of the search, whose luck the search has used up.
+    """
+    evaluator = task.evaluator
+    if not isinstance(evaluator, TrainedEvaluator):
+        raise InputError("only networks that are finetuned here can have a final finetuning.")
+    results = [evaluator.final(bits, recipe, seed) for seed in seeds]
+    return Final(tuple(r["val"] for r in results), tuple(r["test"] for r in results))
+
+
+def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[Row]:
+    """Build the closing table: the float network, then policies with their costs."""
+    evaluator = task.evaluator
+    table = []
+    if isinstance(evaluator, TrainedEvaluator):
+        accuracies = {part: (evaluator.bench.float_accuracy(part), 0.0) for part in ("val", "test")}
+        table.append(Row("float", accuracies, {}))
+    for name, (bits, final) in finals.items():
+        accuracies = {part: final.mean_and_error(part) for part in ("val", "test")}
+        table.append(Row(name, accuracies, task.all_costs(bits)))
+    return table
+
+
+def save_policy(
+    folder: Path,
+    task: Task,
+    history: History,
+    finals: Mapping[str, tuple[Bits, Final]],
+    about: Mapping[str, Any],
+) -> Path:
+    """Write ``policy.json``: the best policy with everything needed to repeat it."""
+    best = history.best
+    float_accuracy = task.float_accuracy
+    record = {
+        "accuracy": {
+            "float": float_accuracy,
+            "search": best.accuracy,
+            "uniform_search": history[0].accuracy,
+            "final": {name: final.record() for name, (_, final) in finals.items()},
+        },
+        "evaluations": len(history),
+        **about,
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+    path = folder / "policy.json"
+    task.policy(best.bits, **record).save(path)
+    return path

@@ -1,0 +1,137 @@
+"""Train, finetune and measure: the three loops over images. Nothing global is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from haq_env.data import Dataset, Split
+from haq_env.evaluation.recipe import Recipe
+
+
+class Trainable(Protocol):
+    """What the loops need of a network: a torch module has it, a quantized network too."""
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Return logits, float [n, classes]."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over what is trained."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training mode."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch to evaluation mode."""
+        ...
+
+
+class Images:
+    """One split on a device; batches are normalised when they are asked for.
+
+    Args:
+        split: images and labels.
+        dataset: where the mean and the standard deviation come from.
+        device: torch device.
+    """
+
+    def __init__(self, split: Split, dataset: Dataset, device: torch.device) -> None:
+        self._raw = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        shape = (1, -1, 1, 1)
+        self._scale = 1 / (255 * torch.tensor(dataset.std, device=device).view(shape))
+        self._shift = -(torch.tensor(dataset.mean) / torch.tensor(dataset.std)).view(shape)
+        self._shift = self._shift.to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor | slice) -> Tensor:
+        """Return normalised images, float32 [n, C, H, W]."""
+        return self._raw[index].float().mul_(self._scale).add_(self._shift)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk all images in order."""
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield self.batch(part), self.labels[part]
+
+
+def accuracy(network: Trainable, images: Images, batch_size: int = 128) -> float:
+    """Measure top-1 in percent; the network is left in evaluation mode."""
+    network.eval()
+    correct = 0
+    with torch.no_grad():
+        for batch, labels in images.batches(batch_size):
+            correct += int((network(batch).argmax(dim=1) == labels).sum())
+    return 100.0 * correct / len(images)
+
+
+def finetune(
+    network: Trainable,
+    images: Images,
+    recipe: Recipe,
+    seed: int,
+    after_step: Callable[[], None] | None = None,
+) -> float:
+    """Train in place by a recipe, in an order of images that the seed alone decides.
+
+    Args:
+        network: what to train; left in training mode.
+        images: the training images.
+        recipe: steps, batch size, learning rate.
+        seed: of the order of images, and of dropout where the network has it.
+        after_step: called after every step (k-means puts shared weights back together there).
+
+    Returns:
+        The mean loss of the last quarter of the steps; NaN without steps.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others},
+    ]
+    optimizer = torch.optim.SGD(
+        groups, lr=recipe.learning_rate, momentum=recipe.momentum, foreach=True
+    )
+    order = _order(len(images), recipe, seed)
+    losses = []
+    network.train()
+    devices = [images.labels.device] if images.labels.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)  # for dropout; the caller's state comes back on the way out
+        for step, index in enumerate(torch.split(order, recipe.batch_size)):
+            lr = 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * step / recipe.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            index = index.to(images.labels.device)
+            loss = F.cross_entropy(network(images.batch(index)), images.labels[index])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, recipe.max_norm)
+            optimizer.step()
+            if after_step is not None:
+                after_step()
+            losses.append(loss.detach())
+    tail = losses[-max(1, len(losses) // 4) :]
+    return float(torch.stack(tail).mean()) if tail else math.nan
+
+
+def _order(count: int, recipe: Recipe, seed: int) -> Tensor:
+    """Shuffled epochs of image numbers, cut to the number of steps."""
+    needed = recipe.steps * recipe.batch_size
+    rng = np.random.default_rng(seed)
+    epochs = [rng.permutation(count) for _ in range(math.ceil(needed / count))]
+    order = np.concatenate(epochs)[:needed] if epochs else np.zeros(0, dtype=np.int64)
+    return torch.from_numpy(order)

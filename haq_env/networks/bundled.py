@@ -1,0 +1,111 @@
+"""Which trained weights belong to a network and a data set, and the layers they are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haq_env.data import DATASETS, Dataset, load_dataset
+from haq_env.errors import InputError
+from haq_env.layers import LayerTable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = Path(__file__).parent / "weights"  # <network>_<data set>.safetensors
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a trained network comes from.
+
+    Attributes:
+        layers: its layer table.
+        checkpoint: the file of its weights; None if the module itself was given.
+        build: keyword arguments of `load_network` for a network of this shape.
+        dataset_options: keyword arguments for loading the data set as it was trained on.
+    """
+
+    layers: LayerTable
+    checkpoint: Path | None = None
+    build: tuple[tuple[str, Any], ...] = ()
+    dataset_options: tuple[tuple[str, Any], ...] = ()
+
+
+def find_trained(
+    network: str | nn.Module,
+    dataset: str | Dataset,
+    checkpoint: str | Path | None = None,
+    layers: LayerTable | None = None,
+) -> Trained:
+    """Find the weights and the layer table of a network.
+
+    A checkpoint written by ``haq-env train`` carries its layer table, so nothing is traced and
+    torch is not loaded for it.
+
+    Args:
+        network: a name, or a trained module.
+        dataset: a name or a data set.
+        checkpoint: safetensors file for a named network; the bundled one when None.
+        layers: the layer table, where the network cannot be traced.
+
+    Raises:
+        InputError: unknown data set, no weights for a named network, or a foreign checkpoint.
+    """
+    if isinstance(dataset, str):
+        DATASETS[dataset]  # an unknown name is an error now, not at the first evaluation
+    if not isinstance(network, str):
+        if checkpoint is not None:
+            raise InputError("a checkpoint goes with a network's name, not with a module.")
+        return Trained(layers or _traced(network, dataset))
+    path = _weights(network, dataset) if checkpoint is None else Path(checkpoint)
+    about = _about(path)
+    if about.get("network") != network:
+        raise InputError(f"{path} holds weights of {about.get('network')!r}, not of {network!r}.")
+    from haq_env.networks.layers_json import layers_from_json
+
+    options = about.get("dataset_options", {}) if about.get("dataset") == dataset else {}
+    return Trained(
+        layers or layers_from_json(about.get("layer_table")),
+        path,
+        tuple(sorted(about.get("build", {}).items())),
+        tuple(sorted(options.items())),
+    )
+
+
+def bundled_pairs() -> list[tuple[str, str]]:
+    """Return the pairs of network and data set that trained weights are shipped for."""
+    about = [_about(path) for path in sorted(WEIGHTS.glob("*.safetensors"))]
+    return [(str(each["network"]), str(each["dataset"])) for each in about]
+
+
+def _weights(network: str, dataset: str | Dataset) -> Path:
+    name = dataset if isinstance(dataset, str) else dataset.name
+    path = WEIGHTS / f"{network}_{name}.safetensors"
+    if not path.exists():
+        pairs = ", ".join(f"{n} for {d}" for n, d in bundled_pairs())
+        raise InputError(
+            f"no trained weights of network {network!r} for data set {name!r} are bundled (there "
+            f"are: {pairs}). Give checkpoint='file.safetensors' (made by `haq-env train {network} "
+            f"--dataset {name}`), or your own trained torch module as the network."
+        )
+    return path
+
+
+def _about(path: Path) -> dict[str, Any]:
+    from haq_env.networks.checkpoint import read_metadata
+
+    about = read_metadata(path)
+    if "layer_table" not in about or "network" not in about:
+        raise InputError(
+            f"{path} does not say which network it is for. Load it into your module and give the "
+            "module itself as the network."
+        )
+    return about
+
+
+def _traced(network: nn.Module, dataset: str | Dataset) -> LayerTable:
+    from haq_env.networks.trace import trace
+
+    return trace(network, load_dataset(dataset).input_shape)

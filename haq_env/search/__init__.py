@@ -1,0 +1,30 @@
+"""Search methods: all take a task and spend evaluations. One file and one line here for each."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from haq_env.registry import Registry
+from haq_env.search.history import History
+from haq_env.task import Task
+
+__all__ = ["SEARCH", "Search"]
+
+
+class Search(Protocol):
+    """A search method."""
+
+    def __call__(self, task: Task, evaluations: int, seed: int) -> History:
+        """Spend evaluations on a task, the uniform policy first, and return all of them."""
+        ...
+
+
+SEARCH = Registry(
+    "search method",
+    {
+        "uniform": "haq_env.search.simple:uniform",
+        "random": "haq_env.search.simple:random",
+        "annealing": "haq_env.search.annealing:annealing",
+        "evolution": "haq_env.search.evolution:evolution",
+    },
+)

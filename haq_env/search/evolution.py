@@ -1,0 +1,42 @@
+"""Regularised evolution (Real et al., AAAI 2019), the default black-box search."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from haq_env.policy import Bits
+from haq_env.search.history import History, Trial, measure
+from haq_env.task import Task
+
+POPULATION, TOURNAMENT, MUTATION = 50, 10, 0.05
+
+
+def evolution(task: Task, evaluations: int, seed: int) -> History:
+    """Keep a queue of policies; mutate the best of a random few; drop the oldest.
+
+    The first population is the uniform policy and mutations of it.
+    """
+    rng = np.random.default_rng(seed)
+    history = History()
+    queue: deque[Trial] = deque(maxlen=POPULATION)
+    queue.append(measure(task, task.uniform(), history))
+    while len(history) < evaluations:
+        filling = len(history) < min(POPULATION, evaluations // 4)
+        few = rng.integers(len(queue), size=TOURNAMENT)
+        parent = queue[0] if filling else max((queue[i] for i in few), key=lambda t: t.accuracy)
+        queue.append(measure(task, mutate(task, parent.bits, rng), history))
+    return history
+
+
+def mutate(task: Task, bits: Bits, rng: np.random.Generator, rate: float = MUTATION) -> Bits:
+    """Move some widths by one or two; at least one moves."""
+    steps = np.array(task.space.steps)
+    chosen = rng.random(len(steps)) < rate
+    chosen[rng.integers(len(steps))] = True
+    moved = bits.copy()
+    size = rng.choice([-2, -1, 1, 2], size=len(steps))
+    layer, side = steps[chosen].T
+    moved[layer, side] += size[chosen]
+    return task.space.clip(moved)

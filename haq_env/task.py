@@ -1,0 +1,181 @@
+"""The problem to solve: layers + cost table + budget + evaluator.
+
+Everything below (hardware, quantization, evaluation) knows nothing of search; everything above
+(the environment, agents, baselines, the command line) sees only a `Task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haq_env.budget import Budget
+from haq_env.cost import UNITS, CostTable
+from haq_env.data import Dataset
+from haq_env.errors import InputError, unknown_name
+from haq_env.evaluation import RECIPES, Evaluation, Evaluator, Recipe, Remembering
+from haq_env.hardware import Hardware
+from haq_env.hardware.load import load_hardware
+from haq_env.layers import LayerTable
+from haq_env.networks.bundled import find_trained
+from haq_env.policy import Bits, Policy
+from haq_env.space import BitSpace
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from haq_env.quantization.scheme import ClipRule
+
+CLIPS = ("mse", "haq-kl")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A mixed-precision quantization problem.
+
+    Attributes:
+        layers: the network, L layers.
+        costs: what the hardware says of it.
+        budget: the limit, with the projection onto it.
+        space: which bits may be chosen, in which order.
+        evaluator: policy -> accuracy.
+        settings: the names it was made from, for records.
+    """
+
+    layers: LayerTable
+    costs: CostTable
+    budget: Budget
+    space: BitSpace
+    evaluator: Evaluator
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def float_accuracy(self) -> float:
+        """Top-1 of the float network on the held-out images, in percent."""
+        return self.evaluator.float_accuracy
+
+    def project(self, bits: Bits) -> Bits:
+        """Bring policies [..., L, 2] inside the budget."""
+        return self.budget.project(bits)
+
+    def cost(self, bits: Bits) -> float:
+        """Return the limited cost of one policy [L, 2], in the unit of the budget's metric."""
+        return float(self.budget.cost(bits))
+
+    def all_costs(self, bits: Bits) -> dict[str, float]:
+        """Return every cost that the hardware has a model of, by metric."""
+        return {metric: float(self.costs.cost(bits, metric)) for metric in self.costs.values}
+
+    def evaluate(self, bits: Bits) -> Evaluation:
+        """Measure the accuracy of one policy [L, 2]."""
+        return self.evaluator.evaluate(bits)
+
+    def remember(self, bits: Bits, accuracy: float) -> None:
+        """Tell the evaluator an answer it gave in an earlier run, if it keeps answers."""
+        if isinstance(self.evaluator, Remembering):
+            self.evaluator.remember(bits, accuracy)
+
+    def uniform(self) -> Bits:
+        """Return the best that needs no search: the largest uniform policy that fits."""
+        return self.budget.uniform()
+
+    def policy(self, bits: Bits, **record: Any) -> Policy:
+        """Put names and the task's settings to bits, ready to be saved."""
+        budget = {
+            "metric": self.budget.metric,
+            "unit": UNITS[self.budget.metric],
+            "limit": self.budget.limit,
+            "ratio": self.budget.ratio,
+        }
+        about = {**self.settings, "budget": budget, "cost": self.all_costs(bits), **record}
+        return Policy(bits, self.layers.names, about)
+
+
+def make_task(
+    network: str | nn.Module = "mobilenet_v1",
+    dataset: str | Dataset = "digits",
+    hardware: str | Path | Hardware = "bismo-edge",
+    *,
+    metric: str | None = None,
+    budget: float | str = "w3a3",
+    bits: tuple[int, int] = (2, 8),
+    quantizer: str = "linear",
+    clip: ClipRule = "mse",
+    evaluator: str | Recipe | Evaluator = "finetune",
+    seed: int = 0,
+    fill_up: bool = True,
+    checkpoint: str | Path | None = None,
+    layers: LayerTable | None = None,
+    device: str = "cpu",
+) -> Task:
+    """Turn names into a task: the only place that knows all registries.
+
+    Args:
+        network: a built-in network with bundled weights for the data set, the name of any
+            network together with a ``checkpoint``, or a trained `torch.nn.Module`.
+        dataset: a name or a `haq_env.data.Dataset`.
+        hardware: a name, a TOML, JSON or CSV file, or an object with a ``cost_table`` method.
+        metric: what is limited: ``"latency"``, ``"energy"``, ``"size"``, ...; the hardware's
+            first choice when None.
+        budget: share in (0, 1] of the 8-bit network's cost, or ``"w4a4"`` for that policy's cost.
+        bits: smallest and largest width that may be chosen, within 1 to 8.
+        quantizer: ``"linear"``, or ``"kmeans"`` for weights only.
+        clip: ``"mse"``, or ``"haq-kl"`` for HAQ's own rule.
+        evaluator: a tier (``"finetune"``, ``"ptq_bn"``), a `Recipe` or any `Evaluator`.
+        seed: of the finetuning inside every evaluation.
+        fill_up: spend the slack that HAQ's projection leaves.
+        checkpoint: safetensors file with the weights of a named network.
+        layers: the layer table, where the network cannot be traced.
+        device: torch device of the evaluator.
+
+    Raises:
+        InputError: something is unknown, or does not fit together; the message says what.
+    """
+    from haq_env.evaluation.trained import Subject, TrainedEvaluator
+    from haq_env.quantization import QUANTIZERS
+
+    if quantizer not in QUANTIZERS:
+        raise unknown_name("quantizer", quantizer, QUANTIZERS)
+    if clip not in CLIPS:
+        raise unknown_name("clip rule", clip, CLIPS)
+    if metric is not None and metric not in UNITS:
+        raise unknown_name("metric", metric, UNITS)
+    found = find_trained(network, dataset, checkpoint, layers)
+    costs = load_hardware(hardware).cost_table(found.layers)
+    space = BitSpace.of(found.layers, bits, weights_only=quantizer == "kmeans")
+    limit = Budget.of(costs, space, budget, metric, fill_up=fill_up)
+    if isinstance(evaluator, str) and evaluator not in RECIPES:
+        raise unknown_name("evaluator", evaluator, RECIPES)
+    tier = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
+    recipe = RECIPES[evaluator] if isinstance(evaluator, str) else evaluator
+    if isinstance(recipe, Recipe):
+        subject = Subject(
+            network=network,
+            dataset=dataset,
+            layers=found.layers,
+            checkpoint=found.checkpoint,
+            build=found.build,
+            dataset_options=found.dataset_options,
+            quantizer=quantizer,
+            clip=clip,
+            device=device,
+        )
+        recipe = TrainedEvaluator(subject, recipe, seed)
+    elif not isinstance(recipe, Evaluator):
+        raise InputError(
+            "evaluator must be the name of a tier, a Recipe or an object with float_accuracy and "
+            f"evaluate(bits), not {evaluator!r}."
+        )
+    settings = {
+        "network": found.layers.network,
+        "dataset": dataset if isinstance(dataset, str) else dataset.name,
+        "hardware": costs.hardware,
+        "bits": list(space.bits),
+        "quantizer": quantizer,
+        "clip": clip,
+        "evaluator": tier,
+        "seed": seed,
+    }
+    return Task(found.layers, costs, limit, space, recipe, settings)

@@ -1,0 +1,161 @@
+"""Search a mixed-precision policy with an off-the-shelf agent.
+
+    python train_agent.py --env HAQ-BISMO-Edge-v0 --algo ddpg --episodes 300 --seed 0 --out runs/demo
+
+Writes policy.json, episodes.csv and plots into the folder, and ends with a table: the float
+network, the uniform policy that fits the same budget, and the policy that was found.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from haq_env.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Search a mixed-precision policy with an off-the-shelf agent."""
+
+    env: str = "HAQ-BISMO-Edge-v0"
+    """Registered environment; `haq-env envs` lists them."""
+    algo: Literal["ddpg", "td3", "sac"] = "ddpg"
+    """Algorithm of Stable-Baselines3."""
+    episodes: int = 300
+    """Policies that the agent tries; each is finetuned and measured."""
+    seed: int = 0
+    """Seed of the agent and of the finetuning inside the reward."""
+    out: Path = Path("runs/demo")
+    """Folder for everything that is written."""
+    network: str | None = None
+    """Network with bundled weights, or package.module:factory that returns a trained module."""
+    dataset: str | None = None
+    """Data set by name, or package.module:factory that returns a haq_env.data.Dataset."""
+    checkpoint: Path | None = None
+    """Safetensors file with the weights of a named network."""
+    hardware: str | None = None
+    """Hardware by name, or a TOML, JSON or CSV file; the environment's own when not given."""
+    metric: str | None = None
+    """What is limited: latency, energy, size, ...; the environment's own when not given."""
+    budget: str | None = None
+    """Share of the 8-bit network's cost (0.6) or a uniform policy (w4a4)."""
+    evaluator: Literal["finetune", "ptq_bn"] | None = None
+    """Tier of the reward; the environment's own when not given."""
+    final_steps: int = 280
+    """Gradient steps of the final finetuning, for the found and the uniform policy alike."""
+    final_seeds: int = 3
+    """How many times the final finetuning is repeated, to tell luck from gain."""
+    device: str = "cpu"
+    """Torch device for finetuning."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in the folder."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Throw away the run that is in the folder."""
+
+    def task_settings(self) -> dict[str, Any]:
+        """Return the environment's arguments that were given."""
+        given = {
+            name: getattr(self, name)
+            for name in ("network", "dataset", "checkpoint", "hardware", "metric", "evaluator")
+        }
+        given["budget"] = _number(self.budget)
+        given |= {"seed": self.seed, "device": self.device}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides the outcome of the search, for comparison on resume."""
+        kept = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+        for name in ("out", "resume", "overwrite", "final_steps", "final_seeds"):
+            del kept[name]
+        return kept
+
+
+def _number(budget: str | None) -> float | str | None:
+    try:
+        return None if budget is None else float(budget)
+    except ValueError:
+        return budget
+
+
+def run(settings: Settings, console: Console) -> None:
+    """Search, finetune, report."""
+    import gymnasium as gym
+    import torch
+
+    from haq_env.agents.progress import SearchProgress
+    from haq_env.agents.run import search_with_agent
+    from haq_env.agents.session import finish, open_folder, rows, save_policy
+    from haq_env.evaluation import Recipe
+    from haq_env.report.plots import plot_bits, plot_search
+    from haq_env.report.roofline import plot_roofline
+    from haq_env.report.tables import comparison_table
+
+    if settings.episodes < 1:
+        raise InputError(f"episodes must be 1 or more, not {settings.episodes}.")
+    env = gym.make(settings.env, **settings.task_settings()).unwrapped
+    task = env.task
+    folder = settings.out
+    open_folder(folder, settings.record(), resume=settings.resume, overwrite=settings.overwrite)
+    budget = task.budget
+    console.print(
+        f"[bold]{settings.env}[/bold]: {len(task.layers)} layers of {task.layers.network}, "
+        f"{len(task.space.steps)} decisions, {budget.metric} at most {budget.limit:.4g} "
+        f"({budget.ratio:.3f} of 8 bits), searched by {settings.algo}"
+    )
+    with SearchProgress(task, settings.episodes, console) as progress:
+        history = search_with_agent(
+            env,
+            settings.algo,
+            settings.episodes,
+            settings.seed,
+            folder=folder,
+            resume=settings.resume,
+            progress=progress,
+        )
+    if not history:
+        raise InputError("stopped before the first evaluation was finished: nothing was found.")
+    if len(history) <= settings.episodes:
+        console.print(f"Stopped after {len(history) - 1} episodes; --resume goes on from here.")
+
+    recipe = Recipe(steps=settings.final_steps)
+    seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
+    found, uniform = history.best.bits, task.uniform()
+    finals = {}
+    for name, bits in {"uniform": uniform, "found": found}.items():
+        with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
+            finals[name] = (bits, finish(task, bits, recipe, seeds))
+    about = {"env": settings.env, "algorithm": settings.algo, "final_recipe": asdict(recipe)}
+    path = save_policy(
+        folder, task, history, finals, about | {"torch_threads": torch.get_num_threads()}
+    )
+    plot_bits({"uniform": uniform, "found": found}, task.layers, folder / "bits.png")
+    plot_search(history, history[0].accuracy, task.float_accuracy, folder / "search.png")
+    if task.costs.roofs is not None:
+        highest = {"8 bits": task.space.highest, "found": found}
+        plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
+    console.print(comparison_table(rows(task, finals)))
+    console.print(f"Written: {path} (the policy), episodes.csv and plots beside it.")
+
+
+def main() -> None:
+    """Read the settings and run; what the user gave wrong is one line."""
+    console = Console()
+    settings = tyro.cli(Settings)
+    try:
+        run(settings, console)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from the last finished episode", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
