@@ -7,20 +7,17 @@ show that adapted statistics also rank candidates best before any finetuning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from haq_env.errors import InputError
 
-def recalibrate_batchnorm(
-    module: nn.Module,
-    images: Tensor,
-    batch_size: int = 128,
-    forward: Callable[[Tensor], object] | None = None,
-) -> None:
+
+def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 128) -> None:
     """Replace all running statistics by the plain average over batches of the images.
 
     Only batch-norm layers are in training mode meanwhile (dropout stays off), no gradient is
@@ -31,8 +28,15 @@ def recalibrate_batchnorm(
         images: [N, ...], N at least 1; keep them fixed for a reward that does not vary.
         batch_size: images in a batch, positive. The images are cut into batches of almost equal
             size of at most this many, so that no small rest counts as much as a full batch.
-        forward: what to call with a batch; the module itself when None.
+
+    Raises:
+        InputError: no images, or a batch size below 1.
     """
+    if len(images) < 1 or batch_size < 1:
+        raise InputError(
+            f"batch-norm statistics need images in batches of at least one, not {len(images)} "
+            f"images in batches of {batch_size}."
+        )
     norms = [
         norm
         for norm in module.modules()
@@ -43,7 +47,7 @@ def recalibrate_batchnorm(
     batches = -(-len(images) // batch_size)
     with _only_training(module, norms), torch.no_grad():
         for batch in images.tensor_split(batches):
-            (forward or module)(batch)
+            module(batch)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Codebook(NamedTuple):
     """Clusters of one tensor.
 
     Attributes:
-        centroids: means of the clusters, increasing, float64 [k], k at most 2^bits.
+        centroids: means of the clusters, in order, float64 [k], k at most 2^bits.
         thresholds: borders between neighbouring clusters, float64 [k - 1]; a value equal to a
             border belongs to the cluster below.
         mse: mean squared distance of the values to their centroids.
@@ -175,7 +175,9 @@ class SortedValues:
         # the largest value below a border: comparing with it is exact in the values' own type
         thresholds = self.values[borders[1:-1] - 1].astype(np.float64)
         mse = max(0.0, float(error.sum())) / self.values.size
-        return Codebook(sums / counts + self.offset, thresholds, mse)
+        # within the cluster in spite of rounding: in order, and exact for equal values
+        lowest, highest = self.values[borders[:-1]], self.values[borders[1:] - 1]
+        return Codebook(np.clip(sums / counts + self.offset, lowest, highest), thresholds, mse)
 
 
 def kmeans(values: ArrayLike, bits: int, name: str = "values") -> Codebook:

@@ -21,9 +21,10 @@ from haq_env.quantization.scheme import Settings
 class KMeansQuantizer:
     """Shared weights of one layer, with codebooks for every width found once.
 
-    Which cluster a weight belongs to is decided when its bits are set and stays fixed while the
-    network is trained; the gradient of a quantized weight goes to the float weight. After a step
-    of the optimizer, `after_step` moves the weights back onto centroids, in one of two ways:
+    Which cluster a weight belongs to is decided by the first pass after its bits are set and
+    stays fixed while the network is trained; the gradient of a quantized weight goes to the float
+    weight. After a step of the optimizer, `after_step` moves the weights back onto centroids, in
+    one of two ways:
 
     - ``"haq"``: every weight becomes the mean of its cluster, so a centroid moves by the *mean*
       of its members' steps and the learning rate is that of ordinary training;
@@ -94,13 +95,14 @@ class KMeansQuantizer:
                 self._members = torch.bucketize(flat, thresholds, out_int32=True).to(torch.uint8)
                 self._bits = bits
                 self._centroids = None
+            self._members = self._members.to(weight.device)
             if self._centroids is None or self._version != weight._version:
                 self._centroids = self._means(weight)[0]
                 self._version = weight._version
         return self._members, self._centroids
 
     def _move(self, weight: Tensor) -> None:
-        before = self._centroids
+        before = None if self._centroids is None else self._centroids.to(weight.device)
         self._centroids, counts = self._means(weight)
         if self.centroid_update == "deep-compression" and before is not None:
             # the members were at their centroid (on the mean), so this is the sum of their steps

@@ -58,7 +58,7 @@ class WeightCache:
         return {"limit": self.limit, "size": 0, "_entries": OrderedDict()}
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """What a quantized layer has besides its float parameters.
 
@@ -81,24 +81,32 @@ class Slot:
     w_bits: int = 0
     a_bits: int = 0
     pretrained_version: int = -1
-    # the latest quantized weights that are not in the cache: (version, bits, weights)
-    _latest: tuple[int, int, Tensor] | None = field(default=None, repr=False)
+    # version counters alone do not do: fused optimizers change weights without counting, so
+    # whatever can be part of a training step counts here
+    _generation: int = 0
+    # the latest quantized weights that are not in the cache: (version, generation, bits), weights
+    _latest: tuple[tuple[int, int, int], Tensor] | None = field(default=None, repr=False)
 
     def quantized(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, from memory where no gradient is wanted."""
         bits = self.w_bits
         if torch.is_grad_enabled():
             return self.quantizer.weight(weight, bits)
-        version = weight._version
-        if version == self.pretrained_version:
+        if weight._version == self.pretrained_version:
             found = self.cache.get(self.name, bits)
             if found is None:
                 found = self.quantizer.weight(weight, bits)
                 self.cache.put(self.name, bits, found)
             return found
-        if self._latest is None or self._latest[:2] != (version, bits):
-            self._latest = (version, bits, self.quantizer.weight(weight, bits))
-        return self._latest[2]
+        key = (weight._version, self._generation, bits)
+        if self._latest is None or self._latest[0] != key:
+            self._latest = (key, self.quantizer.weight(weight, bits))
+        return self._latest[1]
+
+    def may_change(self) -> None:
+        """Note that the weights may no longer be what they were."""
+        self.pretrained_version = -1
+        self._generation += 1
 
     def forget(self) -> None:
         """Drop every quantized weight of this layer."""
@@ -124,6 +132,8 @@ class QuantLayer(nn.Module):
     def operands(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inputs and the weights as the layer's present bits leave them."""
         slot = self.slot
+        if self.weight.requires_grad and torch.is_grad_enabled():
+            slot.may_change()  # an optimizer may follow
         if slot.a_bits:
             inputs = slot.quantizer.activation(inputs, slot.a_bits)
         return inputs, slot.quantized(self.weight) if slot.w_bits else self.weight

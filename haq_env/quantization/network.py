@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -45,7 +45,8 @@ class QuantizedNetwork(nn.Module):
     state dict is that of the float network, and optimizers work on `parameters()`.
 
     The network starts in float mode and in evaluation mode. Without gradients, quantized weights
-    come from a cache as long as the weights are the pretrained ones; changes made through
+    come from a cache from `restore` until the weights change or a forward pass with gradients
+    is run, which may be part of a training step. Changes made outside of training through
     `.data`, which torch does not count, need `restore` or `weights_changed` afterwards.
 
     Args:
@@ -164,12 +165,12 @@ class QuantizedNetwork(nn.Module):
     def weights_changed(self) -> None:
         """Say that weights were changed behind torch's back, through `.data`."""
         for layer in self._layers:
-            layer.slot.forget()
-            layer.slot.pretrained_version = -1
+            layer.slot.may_change()
 
     def after_step(self) -> None:
         """To be called after every optimizer step: k-means weights return to their clusters."""
         for layer in self._layers:
+            layer.slot.may_change()
             if layer.slot.w_bits:
                 layer.slot.quantizer.after_step(layer.weight, layer.slot.w_bits)
 
@@ -180,7 +181,7 @@ class QuantizedNetwork(nn.Module):
             images: [N, ...]; a few hundred do, and the same ones every time.
             batch_size: images in a batch, positive.
         """
-        recalibrate_batchnorm(self.module, images, batch_size, self)
+        recalibrate_batchnorm(self, images, batch_size)
 
     def clone(self) -> QuantizedNetwork:
         """Return an independent copy with the same weights, policy and pretrained state."""
@@ -193,6 +194,11 @@ class QuantizedNetwork(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load a state dict of the float network; `restore` still knows the former weights."""
         return self.module.load_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # the pretrained state moves along, so that restoring never crosses devices
+        self._pretrained = {name: fn(kept) for name, kept in self._pretrained.items()}
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
