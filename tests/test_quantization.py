@@ -678,6 +678,29 @@ def test_copies_are_equal_and_independent(float_net, quantizer, how):
     assert again._layers[0].slot.pretrained_version >= 0
 
 
+@pytest.mark.parametrize("quantizer", ["linear", "kmeans"])
+def test_inference_mode_and_training_can_alternate(float_net, quantizer):
+    plain = quantized(float_net, quantizer=quantizer)
+    with torch.inference_mode():
+        network = quantized(float_net, quantizer=quantizer)
+    for one, mode in ((plain, torch.no_grad), (network, torch.inference_mode)):
+        one.set_policy(POLICY)
+        with mode():
+            one(images())
+            one.recalibrate_batchnorm(images())
+        train(one)
+        with mode():
+            one(images())
+        train(one)
+    assert torch.equal(outputs(plain), outputs(network))
+    with torch.inference_mode():
+        copy_ = network.clone()
+        network.restore()
+    train(copy_)
+    plain.restore()
+    assert torch.equal(outputs(plain), outputs(network))
+
+
 def test_conversion_to_another_type_keeps_the_network_consistent(float_net):
     network = quantized(float_net)
     network.set_policy(POLICY)

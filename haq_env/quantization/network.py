@@ -70,6 +70,8 @@ class QuantizedNetwork(nn.Module):
             table calls them non-negative.
     """
 
+    # under inference mode copies would be tensors that can never be trained nor count versions
+    @torch.inference_mode(False)
     def __init__(
         self,
         module: nn.Module,
@@ -183,6 +185,7 @@ class QuantizedNetwork(nn.Module):
         """
         recalibrate_batchnorm(self, images, batch_size)
 
+    @torch.inference_mode(False)
     def clone(self) -> QuantizedNetwork:
         """Return an independent copy with the same weights, policy and pretrained state."""
         return copy.deepcopy(self)
