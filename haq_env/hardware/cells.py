@@ -140,7 +140,9 @@ class Sheet:
             if len(absent):
                 shown = "; ".join(_cell(layers, at) for at in absent[:3])
                 more = ", ..." if len(absent) > 3 else ""
-                raise InputError(f"{self.path}: {metric} misses {len(absent)} cells: {shown}{more}")
+                raise InputError(
+                    f"{self.path}: {metric} misses {len(absent)} of {grid.size} cells: {shown}{more}"
+                )
         return grids
 
     def _costs(self) -> list[Column]:

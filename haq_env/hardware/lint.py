@@ -36,7 +36,10 @@ def _zeros(table: CostTable, metric: str, grid: Grid) -> list[str]:
     zero = np.argwhere(grid <= 0)
     if not len(zero):
         return []
-    return [f"{metric}: {len(zero)} cells are not positive, first {_cell(table, zero[0])}."]
+    return [
+        f"{metric}: {len(zero)} of {grid.size} cells are not positive, first "
+        f"{_cell(table, zero[0])}."
+    ]
 
 
 def _steps(grid: Grid) -> list[tuple[Grid, int]]:
