@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,13 +237,13 @@ def edited(old, new):
     ("text", "message"),
     [
         (single() + "fc,8,8,2\n", r"line 196: layer 'fc' at w_bits = 8, a_bits = 8 is given twice"),
-        (edited("dw,3,3,1.5\n", ""), r"misses 1 of 192 cells: layer 'dw' at w_bits = 3, a_bits = 3$"),
+        (edited("dw,3,3,1.5\n", ""), "misses 1 of 192 cells: layer 'dw' at w_bits = 3, a"),
         (single(layers=TWO_LAYERS), r"misses 64 of 192 cells: layer 'fc' .*\.\.\."),
-        (edited("dw,3,3,1.5", "dw,3,3,fast"), "line 86: value must be a number from 0 up, not 'fast'"),
+        (edited("dw,3,3,1.5", "dw,3,3,fast"), "line 86: value must be a number .*, not 'fast'"),
         (edited("dw,3,3,1.5", "dw,3,3,"), "latency misses 1 of 192 cells"),
         (edited("dw,3,3,1.5", "dw,3,3,-2"), "value must be a number from 0 up, not '-2'"),
         (edited("dw,3,3,1.5", "dw,3,3,inf"), "value must be a number from 0 up, not 'inf'"),
-        (edited("dw,3,3,1.5", "conv,3,3,1.5"), "line 86: unknown layer 'conv'. Did you mean 'conv1'"),
+        (edited("dw,3,3,1.5", "conv,3,3,1.5"), "line 86: unknown layer 'conv'. Did you mean"),
         (edited("dw,3,3,1.5", "3,3,3,1.5"), "unknown layer '3'.*Or 0 to 2"),
         (edited("dw,3,3,1.5", "dw,9,3,1.5"), "line 86: w_bits must be 1 to 8, not '9'"),
         (edited("dw,3,3,1.5", "dw,3,0,1.5"), "a_bits must be 1 to 8, not '0'"),
@@ -392,6 +393,18 @@ def test_own_classes_and_objects_are_hardware():
     named = load_hardware(f"{__name__}:Doubler", factor=5.0)
     assert named.cost_table(V1).grid("latency")[0, 0, 0] == 5.0
     assert load_hardware(f"{__name__}:ready_made") is ready_made
+
+
+def test_the_examples_of_the_documentation_work(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "hardware.md").read_text(encoding="utf-8")
+    toml, table = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("toml", "csv"))
+    (tmp_path / "mine.toml").write_text(toml)
+    assert load_hardware(tmp_path / "mine.toml") == edge(name="my overlay", pe=4, batch=4)
+    header = table.split("layer,")[0]
+    (tmp_path / "mine.csv").write_text(single("812.5", header=header))
+    loaded = load_hardware(tmp_path / "mine.csv").cost_table(SMALL)
+    assert loaded.grid("latency")[0, 0, 0] == 0.8125
+    assert (loaded.hardware, loaded.clock_hz) == ("my board", 1e8)
 
 
 @pytest.mark.parametrize(

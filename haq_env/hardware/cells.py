@@ -139,9 +139,9 @@ class Sheet:
             absent = np.argwhere(np.isnan(grid))
             if len(absent):
                 shown = "; ".join(_cell(layers, at) for at in absent[:3])
-                more = ", ..." if len(absent) > 3 else ""
+                shown += ", ..." if len(absent) > 3 else ""
                 raise InputError(
-                    f"{self.path}: {metric} misses {len(absent)} of {grid.size} cells: {shown}{more}"
+                    f"{self.path}: {metric} misses {len(absent)} of {grid.size} cells: {shown}"
                 )
         return grids
 
