@@ -15,14 +15,15 @@ __all__ = ["ENVIRONMENTS", "QuantizationEnv", "Task", "__version__", "make_task"
 
 # One line for each environment: what differs from the arguments' defaults.
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    "HAQ-BISMO-Edge": {"hardware": "bismo-edge", "metric": "latency", "budget": "w3a3"},
-    "HAQ-BISMO-Cloud": {"hardware": "bismo-cloud", "metric": "latency", "budget": "w3a3"},
-    "HAQ-BitFusion": {"hardware": "bitfusion", "metric": "latency", "budget": "w3a3"},
-    "HAQ-BitFusion-Energy": {"hardware": "bitfusion", "metric": "energy", "budget": "w3a3"},
+    "HAQ-BISMO-Edge": {"hardware": "bismo-edge", "metric": "latency", "budget": "w3a2"},
+    "HAQ-BISMO-Cloud": {"hardware": "bismo-cloud", "metric": "latency", "budget": "w3a2"},
+    "HAQ-BitFusion": {"hardware": "bitfusion", "metric": "latency", "budget": "w2a8"},
+    "HAQ-BitFusion-Energy": {"hardware": "bitfusion", "metric": "energy", "budget": "w2a8"},
     "HAQ-ModelSize": {
         "hardware": "size",
         "metric": "size",
-        "budget": "w3a8",
+        "budget": "w2a8",
+        "bits": [1, 8],  # a list, as JSON gives it back
         "quantizer": "kmeans",
     },
 }

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq_env.errors import InputError
+from haq_env.imports import import_address
 from haq_env.registry import Registry
 
 DATASETS = Registry(
@@ -185,8 +186,20 @@ def _enlarge(images: NDArray[np.float64], size: int) -> NDArray[np.float64]:
 
 
 def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
-    """Return a data set by name, or the given one."""
+    """Return a data set.
+
+    Args:
+        dataset: a name in `DATASETS`; ``"package.module:factory"``, where the factory returns a
+            `Dataset`; or a `Dataset`, returned as it is.
+        **options: keyword arguments of the named loader.
+
+    Raises:
+        InputError: unknown name, or what it names is no data set.
+    """
     if isinstance(dataset, Dataset):
         return dataset
-    loaded: Dataset = DATASETS[dataset](**options)
+    factory = import_address("data set", dataset) if ":" in dataset else DATASETS[dataset]
+    loaded = factory(**options) if callable(factory) else factory
+    if not isinstance(loaded, Dataset):
+        raise InputError(f"data set {dataset!r} is {type(loaded).__name__}, not a Dataset.")
     return loaded

@@ -40,7 +40,7 @@ class BitSpace:
     def of(
         cls,
         layers: LayerTable,
-        bits: tuple[int, int] = (2, 8),
+        bits: Sequence[int] = (2, 8),
         *,
         pinned: Sequence[int] = (0, -1),
         weights_only: bool = False,
@@ -69,7 +69,7 @@ class BitSpace:
         if not allowed.any(axis=2).all():
             signed = next(i for i in range(len(layers)) if not allowed[i].any(axis=1).all())
             raise InputError(
-                f"bits = {bits} leaves nothing for the signed input of layer "
+                f"bits = {tuple(bits)} leaves nothing for the signed input of layer "
                 f"{layers[signed].name!r}: signed activations need 2 bits or more."
             )
         free = allowed.sum(axis=2) > 1
@@ -81,8 +81,8 @@ class BitSpace:
         )
         if not steps:
             raise InputError(
-                f"nothing to search: bits = {bits} and {len(pinned)} pinned layers leave one "
-                f"width for every one of the {len(layers)} layers of {layers.network!r}."
+                f"nothing to search: bits = {tuple(bits)} and {len(pinned)} pinned layers leave "
+                f"one width for every one of the {len(layers)} layers of {layers.network!r}."
             )
         return cls(allowed, steps, (low, high))
 
@@ -116,7 +116,7 @@ class BitSpace:
         return rng.integers(low, high + 1, size=(count, *low.shape), dtype=np.int64)
 
 
-def _check_range(bits: tuple[int, int]) -> tuple[int, int]:
+def _check_range(bits: Sequence[int]) -> tuple[int, int]:
     try:
         low, high = (int(b) for b in bits)
     except (TypeError, ValueError) as error:

@@ -6,14 +6,14 @@ Everything below (hardware, quantization, evaluation) knows nothing of search; e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq_env.budget import Budget
 from haq_env.cost import UNITS, CostTable
-from haq_env.data import Dataset
+from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import RECIPES, Evaluation, Evaluator, Recipe, Remembering
 from haq_env.hardware import Hardware
@@ -99,8 +99,8 @@ def make_task(
     hardware: str | Path | Hardware = "bismo-edge",
     *,
     metric: str | None = None,
-    budget: float | str = "w3a3",
-    bits: tuple[int, int] = (2, 8),
+    budget: float | str = "w3a2",
+    bits: Sequence[int] = (2, 8),
     quantizer: str = "linear",
     clip: ClipRule = "mse",
     evaluator: str | Recipe | Evaluator = "finetune",
@@ -114,8 +114,9 @@ def make_task(
 
     Args:
         network: a built-in network with bundled weights for the data set, the name of any
-            network together with a ``checkpoint``, or a trained `torch.nn.Module`.
-        dataset: a name or a `haq_env.data.Dataset`.
+            network together with a ``checkpoint``, a trained `torch.nn.Module`, or
+            ``"package.module:factory"`` that returns one.
+        dataset: a name, a `haq_env.data.Dataset` or ``"package.module:factory"``.
         hardware: a name, a TOML, JSON or CSV file, or an object with a ``cost_table`` method.
         metric: what is limited: ``"latency"``, ``"energy"``, ``"size"``, ...; the hardware's
             first choice when None.
@@ -142,6 +143,8 @@ def make_task(
         raise unknown_name("clip rule", clip, CLIPS)
     if metric is not None and metric not in UNITS:
         raise unknown_name("metric", metric, UNITS)
+    if isinstance(network, str) and ":" in network and checkpoint is None:
+        network, dataset = _users_own(network, dataset)
     found = find_trained(network, dataset, checkpoint, layers)
     costs = load_hardware(hardware).cost_table(found.layers)
     space = BitSpace.of(found.layers, bits, weights_only=quantizer == "kmeans")
@@ -179,3 +182,13 @@ def make_task(
         "seed": seed,
     }
     return Task(found.layers, costs, limit, space, recipe, settings)
+
+
+def _users_own(address: str, dataset: str | Dataset) -> tuple[nn.Module, Dataset]:
+    """Import a user's trained network, built for the data set's images and classes."""
+    from haq_env.networks import load_network
+
+    data = load_dataset(dataset)
+    channels, side, _ = data.input_shape
+    module = load_network(address, classes=data.classes, image_size=side, in_channels=channels)
+    return module, data

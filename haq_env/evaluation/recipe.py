@@ -41,7 +41,7 @@ class Recipe:
 
     steps: int
     batch_size: int = 32
-    learning_rate: float = 0.02
+    learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 4e-5
     max_norm: float = 1.0

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq_env.data import DATASETS, Dataset, load_dataset
-from haq_env.errors import InputError
+from haq_env.errors import InputError, unknown_name
 from haq_env.layers import LayerTable
+from haq_env.networks import NETWORKS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +54,7 @@ def find_trained(
     Raises:
         InputError: unknown data set, no weights for a named network, or a foreign checkpoint.
     """
-    if isinstance(dataset, str):
+    if isinstance(dataset, str) and ":" not in dataset:
         DATASETS[dataset]  # an unknown name is an error now, not at the first evaluation
     if not isinstance(network, str):
         if checkpoint is not None:
@@ -80,10 +81,19 @@ def bundled_pairs() -> list[tuple[str, str]]:
     return [(str(each["network"]), str(each["dataset"])) for each in about]
 
 
+def network_names() -> list[str]:
+    """Return the names of all networks that can be built, torchvision's included."""
+    import torchvision
+
+    return [*NETWORKS, *torchvision.models.list_models(module=torchvision.models)]
+
+
 def _weights(network: str, dataset: str | Dataset) -> Path:
     name = dataset if isinstance(dataset, str) else dataset.name
     path = WEIGHTS / f"{network}_{name}.safetensors"
     if not path.exists():
+        if network not in network_names():
+            raise unknown_name("network", network, network_names())
         pairs = ", ".join(f"{n} for {d}" for n, d in bundled_pairs())
         raise InputError(
             f"no trained weights of network {network!r} for data set {name!r} are bundled (there "

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import math
-import operator
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +14,7 @@ import torchvision
 from torch import nn
 
 from haq_env.errors import InputError, unknown_name
+from haq_env.imports import import_address
 from haq_env.layers import LayerTable
 from haq_env.networks import NETWORKS
 from haq_env.networks.scaling import with_input_channels
@@ -148,30 +145,11 @@ def _from_torchvision(
 
 
 def _from_factory(address: str, settings: dict[str, Any]) -> nn.Module:
-    module_name, _, attribute = address.partition(":")
-    if not module_name or not attribute:
-        raise InputError(f"network {address!r} is not of the form package.module:factory.")
-    # A console script does not look into the current directory. It goes to the end, so that no
-    # file there hides an installed package.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            f"network {address!r}: importing {module_name!r} failed: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    try:
-        factory = operator.attrgetter(attribute)(module)
-    except AttributeError:
-        known = [name for name, thing in vars(module).items() if callable(thing)]
-        raise unknown_name(f"factory in {module_name}", attribute, known) from None
+    factory = import_address("network", address)
     if isinstance(factory, nn.Module):
         return factory
     if not callable(factory):
-        raise InputError(f"network {address!r}: {attribute} is not callable but {factory!r}.")
+        raise InputError(f"network {address!r} is not callable but {factory!r}.")
     return _called(address, factory, _accepted(factory, settings))
 
 
