@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,19 +104,19 @@ class Budget:
 
         HAQ's order (released code, ``linear_quantize_env.py``): sweeps from the last layer to the
         first; in each layer one bit less for the activations, then for the weights; stop as soon
-        as the cost fits. HAQ stops there and leaves on average 7 % of a loose budget unused; with
-        ``fill_up`` the smallest widths are then raised, bit by bit, for as long as one fits.
+        as the cost fits. HAQ stops there, which leaves slack and lets requests that differ end
+        as one policy. With ``fill_up`` the slack is spent, bit by bit for as long as one fits:
+        first where most bits are missing of what was asked for, then on the smallest widths.
         A policy that is inside already is not lowered, so projecting twice changes nothing.
 
         Returns:
             int64 [..., L, 2], inside the budget and the space.
         """
         bits = as_bits(bits, len(self.table.names))
-        flat = self.space.clip(bits.reshape(-1, *bits.shape[-2:])).copy()
-        cost = self._layer_cost(flat)
-        self._lower(flat, cost)
+        asked = self.space.clip(bits.reshape(-1, *bits.shape[-2:]))
+        flat = self._lowered(asked)
         if self.fill_up:
-            self._raise(flat, cost)
+            self._raise(flat, asked)
         return np.asarray(flat.reshape(bits.shape))
 
     def uniform(self) -> Bits:
@@ -175,68 +176,82 @@ class Budget:
         # Sums in another order differ in the last digits; that must not exclude a named budget.
         return np.asarray(cost <= self.limit * (1 + 1e-12))
 
-    def _layer_cost(self, flat: Bits) -> Grid:
-        return self.table.per_layer(flat, self.metric)
+    def _lowered(self, asked: Bits) -> Bits:
+        """Take bits away in HAQ's order until the cost fits.
 
-    def _lower(self, flat: Bits, per_layer: Grid) -> None:
-        grid, lowest = self.table.grid(self.metric), self.space.lowest
-        total = per_layer.sum(axis=1) + self.table.constant(self.metric)
-        over = np.flatnonzero(~self._inside(total))
-        while over.size:
-            moved = False
-            for layer in range(len(grid) - 1, -1, -1):
-                for side in (ACTIVATION, WEIGHT):
-                    rows = over[flat[over, layer, side] > lowest[layer, side]]
-                    if rows.size:
-                        flat[rows, layer, side] -= 1
-                        self._update(flat, per_layer, total, rows, layer)
-                        over = over[~self._inside(total[over])]
-                        moved = True
-            if not moved:  # all at their lowest, and a table that is not monotone still says no
-                flat[over] = self._cheapest
-                per_layer[over] = self._layer_cost(flat[over])
-                return
+        What a sweep takes does not depend on the costs, so the cost after every single bit is a
+        running sum of look-ups, and the policy that fits is where it first is low enough.
+        """
+        grid = self.table.grid(self.metric)
+        sweeps = np.arange(MAX_BITS)[:, None, None]
+        after = np.maximum(asked[:, None] - sweeps, self.space.lowest)  # [N, sweep, L, 2]
+        w, a = after[..., WEIGHT] - 1, after[..., ACTIVATION] - 1
+        layer = np.arange(len(grid))
+        before_both, before_weight = (
+            grid[layer, w[:, :-1], a[:, :-1]],
+            grid[layer, w[:, :-1], a[:, 1:]],
+        )
+        saved = np.stack(
+            [before_both - before_weight, before_weight - grid[layer, w[:, 1:], a[:, 1:]]], -1
+        )
+        saved = saved[:, :, ::-1].reshape(len(asked), -1)  # last layer first, activations first
+        total = self.cost(asked)
+        inside = self._inside(total[:, None] - saved.cumsum(axis=1))
+        inside = np.concatenate([self._inside(total)[:, None], inside], axis=1)
+        taken = inside.argmax(axis=1)
+        # bits that were taken in the sweep that was not finished
+        sweep, rest = np.divmod(taken, 2 * len(grid))
+        rows = np.arange(len(asked))
+        order = np.arange(2 * len(grid)).reshape(-1, 2)[::-1, ::-1]  # [L, 2]: when a side's turn is
+        begun = order < rest[:, None, None]
+        flat = np.where(begun, after[rows, np.minimum(sweep + 1, MAX_BITS - 1)], after[rows, sweep])
+        flat[~inside.any(axis=1)] = (
+            self._cheapest
+        )  # the table is not monotone, and lowest is not least
+        return np.asarray(flat)
 
-    def _raise(self, flat: Bits, per_layer: Grid) -> None:
-        highest = self.space.highest
-        total = per_layer.sum(axis=1) + self.table.constant(self.metric)
-        moved = True
-        while moved:
-            moved = False
-            for width in range(self.space.bits[0], self.space.bits[1]):
-                for layer, side in self.space.steps:
-                    rows = np.flatnonzero(flat[:, layer, side] == width)
-                    if not rows.size or width >= highest[layer, side]:
-                        continue
-                    moved |= self._try(flat, per_layer, total, rows, layer, side)
+    def _raise(self, flat: Bits, asked: Bits) -> None:
+        """Add bits while any single one fits, those of the lowest rank first."""
+        layer, side = np.array(self.space.steps).T
+        slots = np.full(flat.shape[1:], -1)
+        slots[layer, side] = np.arange(len(layer))
+        slack = self.limit * (1 + 1e-12) - self.cost(flat)
+        rows = np.arange(len(flat))
+        price = np.stack([self._price(flat, rows, *step) for step in self.space.steps], axis=1)
+        order = np.arange(len(layer))
+        rank = self._rank(flat, asked, np.s_[:], layer, side) * len(layer) + order
+        never = np.iinfo(np.int64).max
+        while rows.size:
+            key = np.where(price[rows] <= slack[rows, None], rank[rows], never)
+            best = key.argmin(axis=1)
+            fits = key[np.arange(len(rows)), best] < never
+            rows, best = rows[fits], best[fits]
+            at, turn = layer[best], side[best]
+            flat[rows, at, turn] += 1
+            slack[rows] -= price[rows, best]
+            rank[rows, best] = self._rank(flat, asked, rows, at, turn) * len(layer) + best
+            for other in (WEIGHT, ACTIVATION):  # the price of either side depends on both
+                changed = slots[at, other] >= 0
+                price[rows[changed], slots[at, other][changed]] = self._price(
+                    flat, rows[changed], at[changed], other
+                )
 
-    def _try(
-        self,
-        flat: Bits,
-        per_layer: Grid,
-        total: Grid,
-        rows: NDArray[np.intp],
-        layer: int,
-        side: int,
-    ) -> bool:
-        grid = self.table.grid(self.metric)[layer]
-        pair = flat[rows, layer] - 1
-        pair[:, side] += 1
-        after = grid[pair[:, WEIGHT], pair[:, ACTIVATION]]
-        fits = self._inside(total[rows] + after - per_layer[rows, layer])
-        rows, after = rows[fits], after[fits]
-        flat[rows, layer, side] += 1
-        total[rows] += after - per_layer[rows, layer]
-        per_layer[rows, layer] = after
-        return bool(rows.size)
+    @staticmethod
+    def _rank(flat: Bits, asked: Bits, rows: Any, layer: Any, side: Any) -> Bits:
+        """A width ranks by the bits it lacks (below 0); once it has them, by its bits."""
+        missing = flat[rows, layer, side] - asked[rows, layer, side]
+        return np.asarray(np.where(missing < 0, missing, flat[rows, layer, side]))
 
-    def _update(
-        self, flat: Bits, per_layer: Grid, total: Grid, rows: NDArray[np.intp], layer: int
-    ) -> None:
-        pair = flat[rows, layer] - 1
-        after = self.table.grid(self.metric)[layer, pair[:, WEIGHT], pair[:, ACTIVATION]]
-        total[rows] += after - per_layer[rows, layer]
-        per_layer[rows, layer] = after
+    def _price(self, flat: Bits, rows: NDArray[np.intp], layer: Any, side: Any) -> Grid:
+        """What one more bit would cost; infinite where there is none."""
+        grid = self.table.grid(self.metric)
+        w, a = flat[rows, layer, WEIGHT], flat[rows, layer, ACTIVATION]
+        full = flat[rows, layer, side] >= self.space.highest[layer, side]
+        more_w, more_a = (
+            (w, np.minimum(a + 1, MAX_BITS)) if side else (np.minimum(w + 1, MAX_BITS), a)
+        )
+        price = grid[layer, more_w - 1, more_a - 1] - grid[layer, w - 1, a - 1]
+        return np.where(full, np.inf, price)
 
 
 def _share(budget: float | str) -> float:

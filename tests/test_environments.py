@@ -101,26 +101,35 @@ def printed_by(*lines: str) -> str:
 
 
 def test_the_module_prefix_makes_the_import_unnecessary():
-    assert "True" == printed_by(
-        "import gymnasium",
-        "env = gymnasium.make('haq_env:HAQ-BISMO-Edge-v0')",
-        "print(env.unwrapped.task.budget.limit > 0)",
+    assert (
+        printed_by(
+            "import gymnasium",
+            "env = gymnasium.make('haq_env:HAQ-BISMO-Edge-v0')",
+            "print(env.unwrapped.task.budget.limit > 0)",
+        )
+        == "True"
     )
 
 
 def test_importing_the_package_loads_neither_torch_nor_scipy():
-    assert "[]" == printed_by(
-        "import sys, haq_env",
-        "heavy = ('torch', 'scipy', 'sklearn', 'stable_baselines3', 'matplotlib')",
-        "print([name for name in heavy if name in sys.modules])",
+    assert (
+        printed_by(
+            "import sys, haq_env",
+            "heavy = ('torch', 'scipy', 'sklearn', 'stable_baselines3', 'matplotlib')",
+            "print([name for name in heavy if name in sys.modules])",
+        )
+        == "[]"
     )
 
 
 def test_making_the_default_environment_loads_no_torch():
-    assert "False" == printed_by(
-        "import sys, gymnasium, haq_env",
-        "gymnasium.make('HAQ-BISMO-Edge-v0').reset()",
-        "print('torch' in sys.modules)",
+    assert (
+        printed_by(
+            "import sys, gymnasium, haq_env",
+            "gymnasium.make('HAQ-BISMO-Edge-v0').reset()",
+            "print('torch' in sys.modules)",
+        )
+        == "False"
     )
 
 

@@ -26,8 +26,8 @@ SHARED: dict[str, Any] = {
 
 # algorithm -> SB3's keyword arguments, beside the shared ones
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "ddpg": {"learning_rate": 1e-3, "policy_kwargs": {"net_arch": [128, 128]}},
-    "td3": {"learning_rate": 1e-3, "policy_kwargs": {"net_arch": [128, 128]}},
+    "ddpg": {"learning_rate": 1e-4, "policy_kwargs": {"net_arch": [128, 128]}},
+    "td3": {"learning_rate": 1e-4, "policy_kwargs": {"net_arch": [128, 128]}},
     "sac": {"learning_rate": 1e-3, "policy_kwargs": {"net_arch": [128, 128]}},
 }
 

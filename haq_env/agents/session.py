@@ -23,7 +23,9 @@ from haq_env.task import Task
 PACKAGES = ("haq-env", "gymnasium", "stable-baselines3", "torch", "torchvision", "numpy")
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+def open_folder(
+    folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> None:
     """Make a folder ready for a run before any work is done.
 
     Args:
@@ -131,7 +133,8 @@ def save_policy(
         },
         "evaluations": len(history),
         **about,
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
     }
     path = folder / "policy.json"
     task.policy(best.bits, **record).save(path)

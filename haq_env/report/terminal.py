@@ -1,0 +1,70 @@
+"""Output to the terminal, to pipes and to files that may not be writable."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+
+from haq_env.errors import InputError
+
+
+def write(text: str) -> None:
+    """Write to stdout at once.
+
+    Raises:
+        InputError: stdout cannot be written, for example because the disk is full.
+        BrokenPipeError: nobody reads it any more.
+    """
+    stdout: TextIO | None = sys.stdout  # None if the shell has closed it
+    if stdout is None:
+        raise InputError("cannot write the output: it is closed.")
+    try:
+        stdout.write(text)
+        stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence()
+        raise InputError(f"cannot write the output: {error.strerror}.") from error
+
+
+def show(renderable: RenderableType) -> None:
+    """Print something rich to stdout, in colours if that is a terminal."""
+    console = Console()
+    # Rich would end the program itself at a broken pipe; `write` leaves that to the caller.
+    with console.capture() as capture:
+        console.print(renderable)
+    lines = (line.rstrip(" ") for line in capture.get().split("\n"))
+    write("\n".join(lines))
+
+
+def columns() -> int:
+    """Return how many characters fit a line of stdout; 80 where nobody knows."""
+    return Console().width
+
+
+def lenient() -> None:
+    """Let stdout write '?' for what its encoding does not have, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def silence() -> None:
+    """Send what stdout still holds nowhere: Python flushes at exit, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the failure to write a file into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
