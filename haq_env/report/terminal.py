@@ -35,14 +35,23 @@ def write(text: str) -> None:
         raise InputError(f"cannot write the output: {error.strerror}.") from error
 
 
+class _Page(io.StringIO):
+    """What goes to stdout, kept for a while, with stdout's own abilities."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # read by rich, written by nobody
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return sys.stdout is not None and sys.stdout.isatty()
+
+
 def show(renderable: RenderableType) -> None:
-    """Print something rich to stdout, in colours if that is a terminal."""
-    console = Console()
-    # Rich would end the program itself at a broken pipe; `write` leaves that to the caller.
-    with console.capture() as capture:
-        console.print(renderable)
-    lines = (line.rstrip(" ") for line in capture.get().split("\n"))
-    write("\n".join(lines))
+    """Print something rich to stdout, in colours if that is a terminal; raises as `write`."""
+    # Rich itself would end the program at a broken pipe and fail at a full disk.
+    page = _Page()
+    Console(file=page).print(renderable)
+    write("\n".join(line.rstrip(" ") for line in page.getvalue().split("\n")))
 
 
 def columns() -> int:
