@@ -1,6 +1,6 @@
 """Search a mixed-precision policy with an off-the-shelf agent.
 
-    python train_agent.py --env HAQ-BISMO-Edge-v0 --algo ddpg --episodes 300 --seed 0 --out runs/demo
+    python train_agent.py --env HAQ-BISMO-Edge-v0 --algo ddpg --episodes 300 --out runs/demo
 
 Writes policy.json, episodes.csv and plots into the folder, and ends with a table: the float
 network, the uniform policy that fits the same budget, and the policy that was found.
@@ -9,7 +9,7 @@ network, the uniform policy that fits the same budget, and the policy that was f
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,7 +91,7 @@ def run(settings: Settings, console: Console) -> None:
     from haq_env.agents.progress import SearchProgress
     from haq_env.agents.run import search_with_agent
     from haq_env.agents.session import finish, open_folder, rows, save_policy
-    from haq_env.evaluation import Recipe
+    from haq_env.evaluation.recipe import FINAL
     from haq_env.report.plots import plot_bits, plot_search
     from haq_env.report.roofline import plot_roofline
     from haq_env.report.tables import comparison_table
@@ -123,7 +123,7 @@ def run(settings: Settings, console: Console) -> None:
     if len(history) <= settings.episodes:
         console.print(f"Stopped after {len(history) - 1} episodes; --resume goes on from here.")
 
-    recipe = Recipe(steps=settings.final_steps)
+    recipe = replace(FINAL, steps=settings.final_steps)
     seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
     found, uniform = history.best.bits, task.uniform()
     finals = {}

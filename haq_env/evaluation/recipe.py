@@ -63,3 +63,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "ptq_bn": Recipe(steps=0),
     }
 )
+
+# What a found policy gets at the end, and every policy that it is compared with.
+FINAL = Recipe(steps=280)
