@@ -10,18 +10,14 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
+from typing import Annotated, Any, Protocol, Union
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
 
 from haq_env.errors import InputError
+from haq_env.options import BitChoice, Build, Machine, Network, OptionalInt, OptionalPath
 from haq_env.report.terminal import columns, lenient, show, silence, write, writing
-
-if TYPE_CHECKING:
-    from haq_env.cost import CostTable
-    from haq_env.layers import LayerTable
-    from haq_env.policy import Bits
 
 # The shell's conventions: 128 + the signal's number.
 INTERRUPTED, BROKEN_PIPE = 130, 141
@@ -35,111 +31,7 @@ class Command(Protocol):
         ...
 
 
-# -- options that several commands share -------------------------------------------------------
-
-OptionalInt = Annotated[int | None, arg(metavar="INT")]
-OptionalPath = Annotated[Path | None, arg(metavar="FILE")]
-
-
-@dataclass(frozen=True)
-class Build:
-    """How the network is built."""
-
-    image_size: int = 224
-    """Height and width of the images, in pixels."""
-    channels: int = 3
-    """Channels of the images."""
-    classes: int = 1000
-    """Outputs of the classifier."""
-    width: float = 1.0
-    """Factor on the channel counts of built-in networks."""
-
-    def layers(self, network: str) -> LayerTable:
-        """Trace a network."""
-        from haq_env.networks import load_layers
-
-        return load_layers(
-            network,
-            image_size=self.image_size,
-            in_channels=self.channels,
-            classes=self.classes,
-            width=self.width,
-        )
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the network runs on."""
-
-    hardware: str = "bismo-edge"
-    """Name (see `haq-env hardware`), .toml, .json or .csv file, or package.module:Class."""
-    batch: OptionalInt = None
-    """Samples computed at once; the hardware's own when not given."""
-
-    def costs(self, layers: LayerTable) -> CostTable:
-        """Compute the cost table of a network."""
-        from haq_env.hardware.load import load_hardware
-
-        parameters = {} if self.batch is None else {"batch": self.batch}
-        return load_hardware(self.hardware, **parameters).cost_table(layers)
-
-
-@dataclass(frozen=True)
-class BitChoice:
-    """Bits of weights and activations: 8 everywhere, unless something else is said."""
-
-    bits: OptionalInt = None
-    """Bits of all weights and activations."""
-    w_bits: OptionalInt = None
-    """Bits of all weights."""
-    a_bits: OptionalInt = None
-    """Bits of all activations."""
-    policy: OptionalPath = None
-    """A policy.json with bits for each layer."""
-
-    def check(self) -> None:
-        """Refuse what contradicts itself or cannot be read, before any work is done."""
-        from haq_env.policy import Policy
-
-        given = [name for name in ("bits", "w_bits", "policy") if getattr(self, name) is not None]
-        if self.a_bits is not None and self.w_bits is None:
-            given.append("a_bits")
-        if len(given) > 1:
-            first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
-            raise InputError(f"{first} and {second} contradict each other: give one of them.")
-        if self.policy is not None:
-            Policy.load(self.policy)  # before the network takes seconds to load
-
-    def of(self, layers: LayerTable) -> Bits:
-        """Return the bits of every layer, int64 [L, 2]."""
-        from haq_env.policy import MAX_BITS, Policy, uniform
-
-        if self.policy is not None:
-            return Policy.load(self.policy, layers.names).bits
-        both = MAX_BITS if self.bits is None else self.bits
-        w_bits = both if self.w_bits is None else self.w_bits
-        return uniform(len(layers), w_bits, both if self.a_bits is None else self.a_bits)
-
-    @property
-    def label(self) -> str:
-        """What plots call these bits."""
-        if self.policy is not None:
-            return self.policy.name
-        if self.bits is not None:
-            return f"{self.bits} bits"
-        return f"w{self.w_bits or 8}a{self.a_bits or 8}"
-
-
 # -- commands ----------------------------------------------------------------------------------
-
-Network = Annotated[
-    Positional[str],
-    arg(
-        metavar="NETWORK",
-        help="Built-in network (see `haq-env networks`), name of a torchvision classification "
-        "model, or package.module:factory.",
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -227,6 +119,44 @@ class Lint:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Train a float network and write a checkpoint that environments can use."""
+
+    network: Network
+    out: Annotated[Path, arg(metavar="FILE", help="The safetensors file to write.")]
+    dataset: str = "digits"
+    """Data set by name, or package.module:factory."""
+    width: float = 1.0
+    """Factor on the channel counts of built-in networks."""
+    image_size: OptionalInt = None
+    """Height and width of the images, where the data set comes in several sizes."""
+    epochs: int = 30
+    """Passes over the training images."""
+    learning_rate: float = 0.1
+    """Of the first step; it follows a cosine down to zero."""
+    batch_size: int = 32
+    """Images a step."""
+    weight_decay: float = 5e-4
+    """On the weights of convolutions and linear layers."""
+    seed: int = 0
+    """Of the first weights and of the order of images."""
+    device: str = "cpu"
+    """Torch device."""
+
+    def run(self) -> None:
+        """Train, write the file, print the accuracies."""
+        from dataclasses import asdict
+
+        from haq_env.evaluation.train import train_float
+
+        with writing(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+        accuracy = train_float(**asdict(self))["accuracy"]
+        found = ", ".join(f"{part} {value:.2f} %" for part, value in accuracy.items())
+        write(f"Written: {self.out} ({found})\n")
+
+
+@dataclass(frozen=True)
 class ListHardware:
     """List the hardware models."""
 
@@ -283,6 +213,7 @@ COMMANDS: dict[str, type[Command]] = {
     "cost": Cost,
     "roofline": RooflinePlot,
     "lint": Lint,
+    "train": Train,
     "hardware": ListHardware,
     "networks": ListNetworks,
     "envs": ListEnvironments,

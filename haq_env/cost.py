@@ -139,7 +139,7 @@ class CostTable:
         """Return the table in which more bits never cost less.
 
         ``cost(w, a) = min over w' >= w, a' >= a``: data may be held in a wider container
-        (BITFUSION.md section 5).
+        (docs/hardware.md section 3.5).
         """
         cleaned = {}
         for metric, grid in self.values.items():

@@ -95,7 +95,7 @@ class Layer:
 
 
 def kind_of(in_channels: int, groups: int, *, linear: bool = False) -> Kind:
-    """Name the kind of a layer from its groups (BISMO.md section 2 for depthwise)."""
+    """Name the kind of a layer from its groups (docs/hardware.md section 2.2 for depthwise)."""
     if linear:
         return "linear" if groups == 1 else "grouped"
     if groups == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import sys
@@ -14,6 +13,7 @@ from typing import Any, get_type_hints
 from haq_env.errors import InputError, unknown_name
 from haq_env.hardware import HARDWARE, Hardware
 from haq_env.hardware.table import MeasuredTable
+from haq_env.imports import import_address
 from haq_env.registry import Registry
 
 if sys.version_info >= (3, 11):
@@ -65,7 +65,7 @@ def load_hardware(spec: str | Path | Hardware | type[Hardware], **parameters: An
         return _build(factory, str(model), settings | parameters, f"{path}: ")
     name = str(spec)
     if ":" in name:
-        return _build(_imported(name), name, parameters)
+        return _build(import_address("hardware", name), name, parameters)
     if name not in HARDWARE:
         near = unknown_name("hardware", name, HARDWARE)
         raise InputError(f"{near} Or a .toml, .json or .csv file, or 'package.module:Class'.")
@@ -100,14 +100,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise InputError(f"{path}: must hold keys and values, not {type(settings).__name__}.")
     return settings
-
-
-def _imported(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import the hardware {name!r}: {error}.") from error
 
 
 def _build(factory: Any, name: str, settings: Mapping[str, Any], where: str = "") -> Hardware:

@@ -80,14 +80,14 @@ class MobileNetV1(nn.Module):
 def mobilenet_v1(
     *, classes: int = 1000, image_size: int = 224, width: float = 1.0, in_channels: int = 3
 ) -> nn.Module:
-    """Build a `MobileNetV1`."""
+    """MobileNet-V1: 13 pairs of depthwise and pointwise convolutions (`MobileNetV1`)."""
     return MobileNetV1(classes, image_size, width, in_channels)
 
 
 def mobilenet_v2(
     *, classes: int = 1000, image_size: int = 224, width: float = 1.0, in_channels: int = 3
 ) -> nn.Module:
-    """Build torchvision's MobileNet-V2 with strides that fit the image size.
+    """MobileNet-V2, torchvision's, with strides that fit the image size.
 
     Parameter names are torchvision's, so its checkpoints fit.
     """

@@ -133,21 +133,21 @@ class CifarResNet(nn.Module):
 def resnet18(
     *, classes: int = 1000, image_size: int = 224, width: float = 1.0, in_channels: int = 3
 ) -> nn.Module:
-    """Build a ResNet-18 (see `ResNet`)."""
+    """ResNet-18, torchvision's, with a small stem for small images (`ResNet`)."""
     return ResNet(BasicBlock, (2, 2, 2, 2), classes, image_size, width, in_channels)
 
 
 def resnet50(
     *, classes: int = 1000, image_size: int = 224, width: float = 1.0, in_channels: int = 3
 ) -> nn.Module:
-    """Build a ResNet-50 (see `ResNet`); the stride is on the 3x3 convolution, as in torchvision."""
+    """ResNet-50, torchvision's: the stride is on the 3x3 convolution (`ResNet`)."""
     return ResNet(Bottleneck, (3, 4, 6, 3), classes, image_size, width, in_channels)
 
 
 def resnet20(
     *, classes: int = 1000, image_size: int = 32, width: float = 1.0, in_channels: int = 3
 ) -> nn.Module:
-    """Build a ResNet-20 (see `CifarResNet`); its strides are the same for every image size."""
+    """ResNet-20 for small images, strides alike at every size (`CifarResNet`)."""
     return CifarResNet(3, classes, width, in_channels)
 
 
