@@ -335,3 +335,26 @@ def test_weights_and_activations_stay_on_their_sides():
     env.step(np.array([1.0], np.float32))
     assert env._bits[1, WEIGHT] == 2
     assert env._bits[1, ACTIVATION] == 8
+
+
+def test_a_users_toml_hardware_goes_through_the_environment(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text('model = "bismo-edge"\nname = "mine"\nclock_hz = 100e6\n')
+    mine = QuantizationEnv(hardware=path, **CHEAP).task
+    theirs = QuantizationEnv(hardware="bismo-edge", **CHEAP).task
+    assert mine.settings["hardware"] == "mine"
+    assert mine.cost(mine.uniform()) == pytest.approx(2 * theirs.cost(theirs.uniform()))
+
+
+def test_a_users_class_with_one_method_is_a_hardware_model():
+    from haq_env.cost import CostTable
+
+    class Flat:
+        def cost_table(self, layers):
+            bits = np.arange(1, 9)
+            grid = np.tile((bits[:, None] * bits).astype(float), (len(layers), 1, 1))
+            return CostTable(layers.names, {"latency": grid}, "flat")
+
+    task = QuantizationEnv(hardware=Flat(), budget=0.3, **CHEAP).task
+    projected = task.project(task.space.highest)
+    assert task.cost(projected) <= 0.3 * 64 * len(task.layers)
