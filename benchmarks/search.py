@@ -67,8 +67,10 @@ def main() -> None:
     """Run, print, write."""
     settings = tyro.cli(Settings)
     console = Console(record=True, width=110)
-    table = Table("seed", "reward: uniform", "found", "final, val: uniform", "found", "gain",
-                  "final, test: uniform", "found", "gain", "seconds", title=f"{settings.env}, {settings.algo}")  # fmt: skip
+    columns = ["seed", "reward: uniform", "found"]
+    for part in ("val", "test"):
+        columns += [f"final, {part}: uniform", "found", "gain"]
+    table = Table(*columns, "seconds", title=f"{settings.env}, {settings.algo}")
     failed = False
     for seed in settings.seeds:
         record, seconds = run(settings, seed)

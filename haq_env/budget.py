@@ -15,6 +15,7 @@ from haq_env.errors import InputError
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
 from haq_env.space import BitSpace
 
+_CHUNK = 1024  # policies that are projected at once, so that they stay in the cache
 _NAMED = re.compile(r"w([1-8])a([1-8])")
 
 
@@ -113,10 +114,11 @@ class Budget:
             int64 [..., L, 2], inside the budget and the space.
         """
         bits = as_bits(bits, len(self.table.names))
-        asked = self.space.clip(bits.reshape(-1, *bits.shape[-2:]))
-        flat = self._lowered(asked)
-        if self.fill_up:
-            self._raise(flat, asked)
+        flat = self.space.clip(bits.reshape(-1, *bits.shape[-2:]))
+        for start in range(0, len(flat), _CHUNK):
+            asked = flat[start : start + _CHUNK]
+            lowered = self._lowered(asked)
+            flat[start : start + _CHUNK] = self._raised(lowered, asked) if self.fill_up else lowered
         return np.asarray(flat.reshape(bits.shape))
 
     def uniform(self) -> Bits:
@@ -179,79 +181,82 @@ class Budget:
     def _lowered(self, asked: Bits) -> Bits:
         """Take bits away in HAQ's order until the cost fits.
 
-        What a sweep takes does not depend on the costs, so the cost after every single bit is a
-        running sum of look-ups, and the policy that fits is where it first is low enough.
+        What a sweep takes does not depend on the costs. So the cost after each of its bits is a
+        running sum of look-ups, and a policy that fits in the end is cut at the first that does.
         """
-        grid = self.table.grid(self.metric)
-        sweeps = np.arange(MAX_BITS)[:, None, None]
-        after = np.maximum(asked[:, None] - sweeps, self.space.lowest)  # [N, sweep, L, 2]
-        w, a = after[..., WEIGHT] - 1, after[..., ACTIVATION] - 1
-        layer = np.arange(len(grid))
-        before_both, before_weight = (
-            grid[layer, w[:, :-1], a[:, :-1]],
-            grid[layer, w[:, :-1], a[:, 1:]],
-        )
-        saved = np.stack(
-            [before_both - before_weight, before_weight - grid[layer, w[:, 1:], a[:, 1:]]], -1
-        )
-        saved = saved[:, :, ::-1].reshape(len(asked), -1)  # last layer first, activations first
-        total = self.cost(asked)
-        inside = self._inside(total[:, None] - saved.cumsum(axis=1))
-        inside = np.concatenate([self._inside(total)[:, None], inside], axis=1)
-        taken = inside.argmax(axis=1)
-        # bits that were taken in the sweep that was not finished
-        sweep, rest = np.divmod(taken, 2 * len(grid))
-        rows = np.arange(len(asked))
-        order = np.arange(2 * len(grid)).reshape(-1, 2)[::-1, ::-1]  # [L, 2]: when a side's turn is
-        begun = order < rest[:, None, None]
-        flat = np.where(begun, after[rows, np.minimum(sweep + 1, MAX_BITS - 1)], after[rows, sweep])
-        flat[~inside.any(axis=1)] = (
-            self._cheapest
-        )  # the table is not monotone, and lowest is not least
+        flat, lowest, layers = asked.copy(), self.space.lowest, asked.shape[1]
+        turn = np.arange(2 * layers).reshape(-1, 2)[::-1, ::-1]  # [L, 2]: when each side's is
+        total = self.cost(flat)
+        over = np.flatnonzero(~self._inside(total))
+        while over.size:
+            before = flat[over]
+            after = np.maximum(before - 1, lowest)
+            half = np.stack([before[..., WEIGHT], after[..., ACTIVATION]], axis=-1)
+            costs = [self.table.per_layer(b, self.metric) for b in (before, half, after)]
+            saved = np.stack([costs[0] - costs[1], costs[1] - costs[2]], axis=-1)[:, ::-1]
+            running = total[over, None] - saved.reshape(len(over), -1).cumsum(axis=1)
+            inside = self._inside(running)
+            fits = inside.any(axis=1)
+            last = np.where(fits, inside.argmax(axis=1), 2 * layers)
+            flat[over] = np.where(turn <= last[:, None, None], after, before)
+            total[over] = running[:, -1]
+            stuck = ~fits & (before == after).all(axis=(1, 2))
+            # all at their lowest, and a table that is not monotone still says no
+            flat[over[stuck]] = self._cheapest
+            over = over[~fits & ~stuck]
         return np.asarray(flat)
 
-    def _raise(self, flat: Bits, asked: Bits) -> None:
+    def _raised(self, flat: Bits, asked: Bits) -> Bits:
         """Add bits while any single one fits, those of the lowest rank first."""
+        flat, done = flat.copy(), flat.copy()
         layer, side = np.array(self.space.steps).T
         slots = np.full(flat.shape[1:], -1)
-        slots[layer, side] = np.arange(len(layer))
-        slack = self.limit * (1 + 1e-12) - self.cost(flat)
+        slots[layer, side] = order = np.arange(len(layer))
         rows = np.arange(len(flat))
-        price = np.stack([self._price(flat, rows, *step) for step in self.space.steps], axis=1)
-        order = np.arange(len(layer))
-        rank = self._rank(flat, asked, np.s_[:], layer, side) * len(layer) + order
-        never = np.iinfo(np.int64).max
+        slack = self.limit * (1 + 1e-12) - self.cost(flat)
+        highest = self.space.highest
+        prices = [self._price(flat, *step, highest) for step in self.space.steps]
+        price = np.stack(prices, axis=1)
+        rank = _rank(flat[:, layer, side], asked[:, layer, side]) * len(layer) + order
+        rank = rank.astype(np.int32)
+        never = np.iinfo(rank.dtype).max
         while rows.size:
-            key = np.where(price[rows] <= slack[rows, None], rank[rows], never)
+            key = np.where(price <= slack[:, None], rank, never)
             best = key.argmin(axis=1)
-            fits = key[np.arange(len(rows)), best] < never
-            rows, best = rows[fits], best[fits]
-            at, turn = layer[best], side[best]
-            flat[rows, at, turn] += 1
-            slack[rows] -= price[rows, best]
-            rank[rows, best] = self._rank(flat, asked, rows, at, turn) * len(layer) + best
+            here = np.arange(len(rows))
+            fits = key[here, best] < never
+            if not fits.all():
+                done[rows[~fits]] = flat[~fits]
+                flat, asked, rows, best = flat[fits], asked[fits], rows[fits], best[fits]
+                slack, price, rank, here = slack[fits], price[fits], rank[fits], here[: len(rows)]
+            at, which = layer[best], side[best]
+            flat[here, at, which] += 1
+            slack -= price[here, best]
+            rank[here, best] = (
+                _rank(flat[here, at, which], asked[here, at, which]) * len(layer) + best
+            )
             for other in (WEIGHT, ACTIVATION):  # the price of either side depends on both
-                changed = slots[at, other] >= 0
-                price[rows[changed], slots[at, other][changed]] = self._price(
-                    flat, rows[changed], at[changed], other
-                )
+                slot = slots[at, other]
+                new = self._price(flat, at, other, highest)
+                price[here[slot >= 0], slot[slot >= 0]] = new[slot >= 0]
+        return np.asarray(done)
 
-    @staticmethod
-    def _rank(flat: Bits, asked: Bits, rows: Any, layer: Any, side: Any) -> Bits:
-        """A width ranks by the bits it lacks (below 0); once it has them, by its bits."""
-        missing = flat[rows, layer, side] - asked[rows, layer, side]
-        return np.asarray(np.where(missing < 0, missing, flat[rows, layer, side]))
-
-    def _price(self, flat: Bits, rows: NDArray[np.intp], layer: Any, side: Any) -> Grid:
-        """What one more bit would cost; infinite where there is none."""
+    def _price(self, flat: Bits, layer: Any, side: int, highest: Bits) -> Grid:
+        """What one more bit would cost each policy, float64 [N]; infinite where there is none."""
+        rows = np.arange(len(flat))
+        pair = flat[rows, layer] - 1
+        more = pair.copy()
+        more[:, side] += 1
+        full = more[:, side] >= highest[layer, side]
+        more[:, side] -= full
         grid = self.table.grid(self.metric)
-        w, a = flat[rows, layer, WEIGHT], flat[rows, layer, ACTIVATION]
-        full = flat[rows, layer, side] >= self.space.highest[layer, side]
-        more_w, more_a = (
-            (w, np.minimum(a + 1, MAX_BITS)) if side else (np.minimum(w + 1, MAX_BITS), a)
-        )
-        price = grid[layer, more_w - 1, more_a - 1] - grid[layer, w - 1, a - 1]
-        return np.where(full, np.inf, price)
+        added = grid[layer, more[:, 0], more[:, 1]] - grid[layer, pair[:, 0], pair[:, 1]]
+        return np.where(full, np.inf, added)
+
+
+def _rank(bits: Bits, asked: Bits) -> Bits:
+    """A width ranks by the bits it lacks (below 0); once it has them, by its bits."""
+    return np.asarray(np.where(bits < asked, bits - asked, bits))
 
 
 def _share(budget: float | str) -> float:
