@@ -51,6 +51,8 @@ class Settings:
     """Gradient steps of the final finetuning, for the found and the uniform policy alike."""
     final_seeds: int = 3
     """How many times the final finetuning is repeated, to tell luck from gain."""
+    shortlist: int = 5
+    """Best policies of the search that are finetuned in full before one of them is chosen."""
     device: str = "cpu"
     """Torch device for finetuning."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -71,7 +73,7 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """Return what decides the outcome of the search, for comparison on resume."""
         kept = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
-        for name in ("out", "resume", "overwrite", "final_steps", "final_seeds"):
+        for name in ("out", "resume", "overwrite", "final_steps", "final_seeds", "shortlist"):
             del kept[name]
         return kept
 
@@ -90,7 +92,7 @@ def run(settings: Settings, console: Console) -> None:
 
     from haq_env.agents.progress import SearchProgress
     from haq_env.agents.run import search_with_agent
-    from haq_env.agents.session import finish, open_folder, rows, save_policy
+    from haq_env.agents.session import choose, finish, open_folder, rows, save_policy
     from haq_env.evaluation.recipe import FINAL
     from haq_env.report.plots import plot_bits, plot_search
     from haq_env.report.roofline import plot_roofline
@@ -125,15 +127,16 @@ def run(settings: Settings, console: Console) -> None:
 
     recipe = replace(FINAL, steps=settings.final_steps)
     seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
-    found, uniform = history.best.bits, task.uniform()
+    with console.status(f"final finetuning of the {settings.shortlist} best policies"):
+        best = choose(task, history, recipe, settings.seed + 2000, settings.shortlist)
+    found, uniform = best.bits, task.uniform()
     finals = {}
     for name, bits in {"uniform": uniform, "found": found}.items():
         with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
             finals[name] = (bits, finish(task, bits, recipe, seeds))
     about = {"env": settings.env, "algorithm": settings.algo, "final_recipe": asdict(recipe)}
-    path = save_policy(
-        folder, task, history, finals, about | {"torch_threads": torch.get_num_threads()}
-    )
+    about |= {"torch_threads": torch.get_num_threads()}
+    path = save_policy(folder, task, history, best, finals, about)
     plot_bits({"uniform": uniform, "found": found}, task.layers, folder / "bits.png")
     plot_search(history, history[0].accuracy, task.float_accuracy, folder / "search.png")
     if task.costs.roofs is not None:
