@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from haq_env.cost import UNITS
 from haq_env.errors import InputError
+from haq_env.report.terminal import lenient
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ class Settings:
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Throw away the run that is in the folder."""
 
+    def check(self) -> None:
+        """Refuse numbers that would only fail after the search."""
+        for name in ("episodes", "final_seeds", "shortlist"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.final_steps < 0:
+            raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed must be 0 to {2**31 - 1}, not {self.seed}.")
+
     def task_settings(self) -> dict[str, Any]:
         """Return the environment's arguments that were given."""
         given = {
@@ -87,20 +99,28 @@ def _number(budget: str | None) -> float | str | None:
 
 def run(settings: Settings, console: Console) -> None:
     """Search, finetune, report."""
-    import gymnasium as gym
     import torch
 
+    from haq_env.agents.algorithms import check_fits
     from haq_env.agents.progress import SearchProgress
     from haq_env.agents.run import search_with_agent
-    from haq_env.agents.session import choose, finish, open_folder, rows, save_policy
+    from haq_env.agents.session import (
+        choose,
+        finish,
+        make_env,
+        open_folder,
+        rows,
+        save_policy,
+    )
     from haq_env.evaluation.recipe import FINAL
     from haq_env.report.plots import plot_bits, plot_search
     from haq_env.report.roofline import plot_roofline
     from haq_env.report.tables import comparison_table
 
-    if settings.episodes < 1:
-        raise InputError(f"episodes must be 1 or more, not {settings.episodes}.")
-    env = gym.make(settings.env, **settings.task_settings()).unwrapped
+    settings.check()
+    recipe = replace(FINAL, steps=settings.final_steps)
+    env = make_env(settings.env, **settings.task_settings())
+    check_fits(settings.algo, env)
     task = env.task
     folder = settings.out
     open_folder(folder, settings.record(), resume=settings.resume, overwrite=settings.overwrite)
@@ -108,7 +128,7 @@ def run(settings: Settings, console: Console) -> None:
     console.print(
         f"[bold]{settings.env}[/bold]: {len(task.layers)} layers of {task.layers.network}, "
         f"{len(task.space.steps)} decisions, {budget.metric} at most {budget.limit:.4g} "
-        f"({budget.ratio:.3f} of 8 bits), searched by {settings.algo}"
+        f"{UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), searched by {settings.algo}"
     )
     with SearchProgress(task, settings.episodes, console) as progress:
         history = search_with_agent(
@@ -125,7 +145,6 @@ def run(settings: Settings, console: Console) -> None:
     if len(history) <= settings.episodes:
         console.print(f"Stopped after {len(history) - 1} episodes; --resume goes on from here.")
 
-    recipe = replace(FINAL, steps=settings.final_steps)
     seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
     with console.status(f"final finetuning of the {settings.shortlist} best policies"):
         best = choose(task, history, recipe, settings.seed + 2000, settings.shortlist)
@@ -148,12 +167,13 @@ def run(settings: Settings, console: Console) -> None:
 
 def main() -> None:
     """Read the settings and run; what the user gave wrong is one line."""
+    lenient()
     console = Console()
     settings = tyro.cli(Settings)
     try:
         run(settings, console)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped; --resume goes on from the last finished episode", file=sys.stderr)

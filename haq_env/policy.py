@@ -30,11 +30,16 @@ def as_bits(bits: ArrayLike, layers: int | None = None) -> Bits:
     Raises:
         InputError: wrong shape, not integers, or a width outside 1 to 8.
     """
-    array = np.asarray(bits)
+    try:
+        array = np.asarray(bits)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"bits must be an array of integers: {error}.") from error
     if array.ndim < 2 or array.shape[-1] != 2 or (layers and array.shape[-2] != layers):
         expected = f"[..., {layers or 'layers'}, 2]"
         raise InputError(f"bits must have the shape {expected}, not {list(array.shape)}.")
-    if array.dtype.kind not in "iu" and not np.array_equal(array, np.floor(array)):
+    if array.dtype.kind not in "iu" and not (
+        array.dtype.kind == "f" and np.array_equal(array, np.floor(array))
+    ):
         raise InputError("bits must be integers.")
     bad = array[(array < MIN_BITS) | (array > MAX_BITS)]
     if bad.size:
@@ -64,6 +69,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", as_bits(self.bits, len(self.names)))
+        taken = {"schema", "layers"} & self.record.keys()
+        if taken:
+            raise InputError(f"the record cannot hold {taken.pop()!r}: the file's own keys.")
 
     @property
     def w_bits(self) -> list[int]:
@@ -79,6 +87,9 @@ class Policy:
         """Write ``policy.json``: schema version, layers with their bits, then the record.
 
         The file is replaced in one step, so a reader never sees half of it.
+
+        Raises:
+            InputError: the file cannot be written; what was there stays.
         """
         layers = [
             {"name": name, "w_bits": w, "a_bits": a}
@@ -86,9 +97,12 @@ class Policy:
         ]
         path = Path(path)
         scratch = path.with_name(path.name + ".part")
-        document = {"schema": SCHEMA, "layers": layers, **self.record}
-        scratch.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        text = json.dumps({"schema": SCHEMA, "layers": layers} | self.record, indent=1)
+        try:
+            scratch.write_text(text + "\n", encoding="utf-8")
+            scratch.replace(path)
+        except OSError as error:
+            raise InputError(f"cannot write the policy file {path}: {error.strerror}.") from error
 
     @classmethod
     def load(cls, path: str | Path, names: Sequence[str] | None = None) -> Policy:
@@ -105,7 +119,7 @@ class Policy:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the policy file {path}: {error}.") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path} is not a complete policy file: {error}. Was its writing cut off?"
             ) from error
@@ -116,11 +130,18 @@ class Policy:
         document.pop("schema")
         try:
             found_names = tuple(str(layer["name"]) for layer in layers)
-            bits = np.array([[layer["w_bits"], layer["a_bits"]] for layer in layers])
+            pairs = [[layer["w_bits"], layer["a_bits"]] for layer in layers]
         except (TypeError, KeyError) as error:
             raise InputError(
                 f"{path}: 'layers' must be a list of name, w_bits and a_bits ({error!r})."
             ) from error
+        strange_bits = [bits for pair in pairs for bits in pair if type(bits) is not int]
+        if strange_bits:
+            raise InputError(f"{path}: bits must be integers, not {strange_bits[0]!r}.")
+        try:
+            bits = as_bits(pairs, len(found_names))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
         if names is not None and found_names != tuple(names):
             strange = [name for name in found_names if name not in names][:3]
             difference = f"unknown here: {', '.join(strange)}" if strange else "the order differs"
@@ -128,4 +149,4 @@ class Policy:
                 f"{path} is a policy for {len(found_names)} other layers than this network's "
                 f"{len(names)}; {difference}."
             )
-        return cls(as_bits(bits, len(found_names)), found_names, document)
+        return cls(bits, found_names, document)

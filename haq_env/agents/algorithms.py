@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gymnasium.spaces import Box
+
 from haq_env.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
@@ -32,6 +34,17 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
+def check_fits(name: str, env: QuantizationEnv) -> None:
+    """Raise InputError for an unknown algorithm, and for one that cannot act in the environment."""
+    if name not in ALGORITHMS:
+        raise unknown_name("algorithm", name, ALGORITHMS)
+    if not isinstance(env.action_space, Box):
+        raise InputError(
+            f"{name} needs continuous actions, but this environment has {env.action_space}: "
+            "take the id without '-Discrete'."
+        )
+
+
 def make_agent(name: str, env: QuantizationEnv, seed: int, warmup: int) -> OffPolicyAlgorithm:
     """Build an agent that has not learned anything.
 
@@ -45,17 +58,10 @@ def make_agent(name: str, env: QuantizationEnv, seed: int, warmup: int) -> OffPo
         InputError: unknown algorithm, or discrete actions.
     """
     import stable_baselines3 as sb3
-    from gymnasium.spaces import Box
 
     from haq_env.agents.noise import FadingNoise
 
-    if name not in ALGORITHMS:
-        raise unknown_name("algorithm", name, ALGORITHMS)
-    if not isinstance(env.action_space, Box):
-        raise InputError(
-            f"{name} needs continuous actions, but this environment has {env.action_space}: "
-            "take the id without '-Discrete'."
-        )
+    check_fits(name, env)
     steps = len(env.task.space.steps)
     settings = {**SHARED, **ALGORITHMS[name]}
     if name != "sac":  # SAC explores by its own stochastic policy

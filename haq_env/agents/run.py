@@ -40,7 +40,8 @@ def search_with_agent(
         episodes: how many episodes the agent plays in all, earlier ones of a resumed run included.
         seed: of the agent.
         folder: where ``episodes.csv`` and ``agent.pt`` are kept; None keeps them nowhere.
-        resume: go on from the folder's last finished episode, or begin if it has none.
+        resume: go on from the folder's last finished episode, or begin if it has none; if
+            False, a run that is there is thrown away.
         warmup: episodes of random actions.
         progress: called after every evaluation.
 
@@ -57,7 +58,11 @@ def search_with_agent(
     state = None if folder is None else folder / "agent.pt"
     agent = make_agent(algorithm, env, seed, min(warmup, max(1, episodes // 3)))
     history, done = History(log), 0
-    resume = resume and state is not None and state.exists()
+    if log is not None and state is not None:
+        resume = resume and _can_go_on(log, state)
+        if not resume:
+            state.unlink(missing_ok=True)
+            log.unlink(missing_ok=True)
     if resume and state is not None and log is not None:
         done = load_agent(agent, state)
         history = History.load(log, keep=done + 1)
@@ -66,7 +71,7 @@ def search_with_agent(
     recorder = _Recorder(env, history, state, resume, progress or (lambda _: None))
     try:
         if not len(history):
-            measure(env.task, env.task.uniform(), history)
+            measure(env.task, env.task.uniform(), history, project=False)
         recorder.progress(history)
         if done < episodes:
             steps = len(env.task.space.steps)
@@ -81,6 +86,18 @@ def search_with_agent(
     except KeyboardInterrupt:
         pass  # asked for: what has been found is returned
     return history
+
+
+def _can_go_on(log: Path, state: Path) -> bool:
+    """Tell whether there is an agent to go on with; beginning anew must not cost any episode."""
+    if state.exists():
+        return True
+    if log.exists() and log.read_bytes().count(b"\n") > 2:  # the head, and the uniform policy
+        raise InputError(
+            f"cannot go on from {log}: the agent's state {state} is missing; --overwrite throws "
+            "the run away."
+        )
+    return False
 
 
 class _Recorder(BaseCallback):

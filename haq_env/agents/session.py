@@ -10,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
+from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -20,7 +22,27 @@ from haq_env.report.tables import Row
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
 
+_FILES = ("episodes.csv", "agent.pt", "policy.json")  # what a run must not lose
+_LISTED = "`haq-env envs` lists the environments."
 PACKAGES = ("haq-env", "gymnasium", "stable-baselines3", "torch", "torchvision", "numpy")
+
+
+def make_env(id: str, **settings: Any) -> QuantizationEnv:
+    """Make one of this package's environments, without Gymnasium's wrappers.
+
+    Raises:
+        InputError: there is no such environment, or the settings do not fit together.
+    """
+    try:
+        env = gym.make(id, **settings).unwrapped
+    except (gym.error.Error, ImportError) as error:
+        text = str(error)
+        raise InputError(f"{text}{'' if text[-1:] in '.?' else '.'} {_LISTED}") from error
+    except TypeError as error:  # an environment of another package, which has other settings
+        raise InputError(f"{id!r} cannot be made: {error}. {_LISTED}") from error
+    if not isinstance(env, QuantizationEnv):
+        raise InputError(f"{id!r} is {type(env).__name__}, no QuantizationEnv. {_LISTED}")
+    return env
 
 
 def open_folder(
@@ -31,13 +53,15 @@ def open_folder(
     Args:
         folder: where everything is written.
         settings: what decides the run's outcome; they are kept in ``settings.json``.
-        resume: the folder holds a run of the same settings that goes on.
+        resume: the folder holds a run of the same settings that goes on, or no run yet.
         overwrite: a run that is there already may be thrown away.
 
     Raises:
         InputError: nothing can be written there, a run is there already, or the settings differ
             from those of the run to be resumed.
     """
+    if resume and overwrite:
+        raise InputError("give --resume or --overwrite, not both.")
     path = folder / "settings.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +69,7 @@ def open_folder(
         (folder / ".writable").unlink()
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror}.") from error
-    if path.exists() and not overwrite:
+    if not overwrite and any((folder / name).exists() for name in (path.name, *_FILES)):
         if not resume:
             raise InputError(
                 f"{folder} holds a run already: give --resume to go on with it, --overwrite to "
@@ -53,9 +77,11 @@ def open_folder(
             )
         _check_same(path, settings)
         return
-    for name in ("episodes.csv", "agent.pt", "policy.json"):
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
-    path.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)
 
 
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
@@ -104,8 +130,10 @@ def choose(task: Task, history: History, recipe: Recipe, seed: int, count: int) 
     """
     evaluator = task.evaluator
     ranked = sorted(history, key=lambda trial: -trial.accuracy)
-    distinct = list({(trial.w_bits, trial.a_bits): trial for trial in reversed(ranked)}.values())
-    few = sorted(distinct, key=lambda trial: -trial.accuracy)[:count]
+    distinct: dict[tuple[str, str], Trial] = {}
+    for trial in ranked:  # equally good ones stay in their order: the first is the search's best
+        distinct.setdefault((trial.w_bits, trial.a_bits), trial)
+    few = list(distinct.values())[:count]
     if len(few) == 1 or not isinstance(evaluator, TrainedEvaluator):
         return few[0]
     return max(few, key=lambda trial: evaluator.final(trial.bits, recipe, seed)["val"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,8 +46,9 @@ class Images:
     """
 
     def __init__(self, split: Split, dataset: Dataset, device: torch.device) -> None:
-        self._raw = torch.from_numpy(split.images).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
+        # copies, so that views of every kind and read-only arrays will do
+        self._raw = torch.from_numpy(split.images.copy()).to(device)
+        self.labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
         shape = (1, -1, 1, 1)
         self._scale = 1 / (255 * torch.tensor(dataset.std, device=device).view(shape))
         self._shift = -(torch.tensor(dataset.mean) / torch.tensor(dataset.std)).view(shape)
@@ -108,9 +110,7 @@ def finetune(
     order = _order(len(images), recipe, seed)
     losses = []
     network.train()
-    devices = [images.labels.device] if images.labels.is_cuda else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)  # for dropout; the caller's state comes back on the way out
+    with _dropout_seeded(seed, images.labels.device):
         for step, index in enumerate(torch.split(order, recipe.batch_size)):
             lr = 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * step / recipe.steps))
             for group in optimizer.param_groups:
@@ -126,6 +126,18 @@ def finetune(
             losses.append(loss.detach())
     tail = losses[-max(1, len(losses) // 4) :]
     return float(torch.stack(tail).mean()) if tail else math.nan
+
+
+@contextmanager
+def _dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed what dropout draws from; the caller's generators come back on the way out."""
+    # torch.manual_seed would seed accelerators too that are not used here and not put back
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _order(count: int, recipe: Recipe, seed: int) -> Tensor:

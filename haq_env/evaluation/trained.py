@@ -16,7 +16,8 @@ from haq_env.layers import LayerTable
 from haq_env.policy import Bits, as_bits
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
 
     from haq_env.evaluation.finetune import Images
     from haq_env.quantization.network import QuantizedNetwork
@@ -77,6 +78,8 @@ class TrainedEvaluator:
         self.seconds = 0.0
         self._remembered: dict[bytes, float] = {}
         self._bench: _Bench | None = None
+        if subject.device != "cpu":
+            _device(subject.device)  # a wrong one is an error now, not at the first evaluation
 
     @property
     def float_accuracy(self) -> float:
@@ -133,23 +136,23 @@ class _Bench:
     """What an evaluation needs in memory."""
 
     def __init__(self, subject: Subject) -> None:
-        import torch
-
         from haq_env.evaluation.finetune import Images
         from haq_env.quantization.network import QuantizedNetwork
 
-        device = torch.device(subject.device)
+        device = _device(subject.device)
         data = load_dataset(subject.dataset, **dict(subject.dataset_options))
         self.images: dict[str, Images] = {
             part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")
         }
         module = _float_module(subject).to(device)
+        sample = self.images["train"].batch(slice(0, 256))
+        _check_fits(module, data, sample[:1])
         self.network: QuantizedNetwork = QuantizedNetwork(
             module,
             subject.layers,
             quantizer=subject.quantizer,
             clip=subject.clip,
-            calibration_images=self.images["train"].batch(slice(0, 256)),
+            calibration_images=sample,
         )
         self._float: dict[str, float] = {}
 
@@ -178,6 +181,38 @@ class _Bench:
 
 def _key(bits: Bits) -> bytes:
     return bits.astype(np.uint8).tobytes()
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"torch device {name!r} cannot be used: {reason}") from error
+
+
+def _check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
+    """See that the network takes the images and has an output for every class."""
+    import torch
+
+    from haq_env.networks.graphs import evaluation_mode
+
+    try:
+        with torch.no_grad(), evaluation_mode(module):
+            logits = module(image)
+    except RuntimeError as error:
+        raise InputError(
+            f"the network cannot be run on images {list(data.input_shape)} of data set "
+            f"{data.name!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if not torch.is_tensor(logits) or logits.ndim != 2 or logits.shape[1] < data.classes:
+        found = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise InputError(
+            f"the network must answer [1, classes] logits for an image; data set {data.name!r} "
+            f"has {data.classes} classes, but the answer is {found}."
+        )
 
 
 def _float_module(subject: Subject) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from haq_env.search.evolution import mutate
-from haq_env.search.history import History, measure
+from haq_env.search.history import History, begin, measure
 from haq_env.task import Task
 
 HOTTEST, COLDEST = 2.0, 0.01  # temperatures, in points of accuracy
@@ -14,8 +14,8 @@ HOTTEST, COLDEST = 2.0, 0.01  # temperatures, in points of accuracy
 def annealing(task: Task, evaluations: int, seed: int) -> History:
     """Walk from the uniform policy; worse steps are taken ever more rarely."""
     rng = np.random.default_rng(seed)
-    history = History()
-    here = measure(task, task.uniform(), history)
+    history = begin(task, evaluations)
+    here = history[0]
     for step in range(1, evaluations):
         heat = HOTTEST * (COLDEST / HOTTEST) ** (step / max(1, evaluations - 1))
         there = measure(task, mutate(task, here.bits, rng, rate=0.02), history)

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from haq_env.policy import Bits
-from haq_env.search.history import History, Trial, measure
+from haq_env.search.history import History, Trial, begin, measure
 from haq_env.task import Task
 
 POPULATION, TOURNAMENT, MUTATION = 50, 10, 0.05
@@ -19,9 +19,8 @@ def evolution(task: Task, evaluations: int, seed: int) -> History:
     The first population is the uniform policy and mutations of it.
     """
     rng = np.random.default_rng(seed)
-    history = History()
-    queue: deque[Trial] = deque(maxlen=POPULATION)
-    queue.append(measure(task, task.uniform(), history))
+    history = begin(task, evaluations)
+    queue: deque[Trial] = deque(history, maxlen=POPULATION)
     while len(history) < evaluations:
         filling = len(history) < min(POPULATION, evaluations // 4)
         few = rng.integers(len(queue), size=TOURNAMENT)

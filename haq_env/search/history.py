@@ -103,22 +103,13 @@ class History(Sequence[Trial]):
                 rows = list(csv.DictReader(file))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error}.") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path} is damaged: {error}.") from error
         for row in rows[:keep]:
             try:
-                trial = Trial(
-                    row["w_bits"],
-                    row["a_bits"],
-                    row["requested_w_bits"],
-                    row["requested_a_bits"],
-                    accuracy=float(row["accuracy"]),
-                    cost=float(row["cost"]),
-                    cost_ratio=float(row["cost_ratio"]),
-                    seconds=float(row["seconds"]),
-                    cache_hit={"True": True, "False": False}[row["cache_hit"]],
-                )
+                history.add(_trial(row, len(history)))
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{path}: row {len(history)} is damaged ({error!r}).") from error
-            history.add(trial)
         if keep is not None and len(history) < keep:
             raise InputError(f"{path} has {len(history)} evaluations; {keep} were expected.")
         scratch = path.with_name(path.name + ".part")
@@ -128,13 +119,53 @@ class History(Sequence[Trial]):
             kept.add(trial)
         if len(kept):
             scratch.replace(path)
+        else:
+            path.unlink()
         kept._path = path
         return kept
 
 
-def measure(task: Task, requested: Bits, history: History) -> Trial:
-    """Project and evaluate one policy [L, 2], and add it to the history."""
-    bits = task.project(requested)
+def _trial(row: dict[str, str], number: int) -> Trial:
+    """Read one row; raises KeyError, TypeError or ValueError for a damaged one."""
+    if int(row["evaluation"]) != number:
+        raise ValueError(f"evaluation {row['evaluation']} instead of {number}")
+    digits = [row[name] for name in ("w_bits", "a_bits", "requested_w_bits", "requested_a_bits")]
+    if len({len(text) for text in digits}) != 1 or not set("".join(digits)) <= set("12345678"):
+        raise ValueError("bits must be one digit 1 to 8 for each layer")
+    accuracy, cost, ratio, seconds = (
+        float(row[name]) for name in ("accuracy", "cost", "cost_ratio", "seconds")
+    )
+    if not np.isfinite([accuracy, cost, ratio, seconds]).all():
+        raise ValueError("numbers must be finite")
+    cache_hit = {"True": True, "False": False}[row["cache_hit"]]
+    w, a, requested_w, requested_a = digits
+    return Trial(w, a, requested_w, requested_a, accuracy, cost, ratio, seconds, cache_hit)
+
+
+def begin(task: Task, evaluations: int) -> History:
+    """Start a search of a task: check its length, and measure the uniform policy.
+
+    Raises:
+        InputError: fewer than one evaluation.
+    """
+    if evaluations < 1:
+        raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
+    history = History()
+    measure(task, task.uniform(), history, project=False)
+    return history
+
+
+def measure(task: Task, requested: Bits, history: History, *, project: bool = True) -> Trial:
+    """Evaluate one policy [L, 2], and add it to the history.
+
+    Args:
+        task: the problem.
+        requested: the policy.
+        history: what it is added to.
+        project: bring it inside the budget, and spend the slack, before it is evaluated. False
+            takes a policy as it is that fits already, such as a uniform one.
+    """
+    bits = task.project(requested) if project else requested
     result = task.evaluate(bits)
     trial = trial_of(task, bits, requested, result.accuracy, result.seconds, result.cache_hit)
     history.add(trial)

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
-from haq_env.search.history import History, measure
+from haq_env.search.history import History, begin, measure
 from haq_env.task import Task
 
 
 def uniform(task: Task, evaluations: int, seed: int) -> History:
-    """Try uniform policies: first the one that fits with w = a, then all other pairs.
+    """Try uniform policies: first the best that needs no search, then all others that fit.
 
-    Pairs are tried from the most expensive one that fits downwards; there are at most 64.
+    They are tried from the most expensive one downwards, none of them twice; there are at most
+    64, so some evaluations may be left over.
     """
     del seed  # nothing is random here
-    history = History()
-    measure(task, task.uniform(), history)
+    history = begin(task, evaluations)
     low, high = task.space.bits
-    pairs = [task.space.uniform(w, a) for w in range(low, high + 1) for a in range(low, high + 1)]
-    fitting = [policy for policy in pairs if task.budget.fits(policy)]
-    fitting.sort(key=lambda policy: -task.cost(policy))
-    for policy in fitting[: evaluations - 1]:
-        measure(task, policy, history)
+    widths = range(low, high + 1)
+    pairs = [task.space.uniform(w, a) for w in widths for a in widths]
+    fitting = {p.tobytes(): p for p in pairs if task.budget.fits(p)}  # pinned sides make doubles
+    fitting.pop(task.uniform().tobytes(), None)
+    for policy in sorted(fitting.values(), key=task.cost, reverse=True)[: evaluations - 1]:
+        measure(task, policy, history, project=False)
     return history
 
 
 def random(task: Task, evaluations: int, seed: int) -> History:
     """Draw every width independently and uniformly, and project onto the budget."""
     rng = np.random.default_rng(seed)
-    history = History()
-    measure(task, task.uniform(), history)
+    history = begin(task, evaluations)
     for policy in task.space.random(rng, evaluations - 1):
         measure(task, policy, history)
     return history
