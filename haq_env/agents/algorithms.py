@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from haq_env.env import QuantizationEnv
 
 WARMUP = 20  # episodes of random actions before the agent learns (HAQ's released code)
+SIGMA, DECAY = 0.6, 0.99  # exploration: HAQ has 1.0 in this range, which settles 50 episodes later
 
 # The final reward is an n-step return (n = steps of the episode, gamma 1): every decision is
 # told how the whole policy fared, as in HAQ, with nothing but SB3's own buffer. One update for
@@ -28,9 +29,9 @@ SHARED: dict[str, Any] = {
 
 # algorithm -> SB3's keyword arguments, beside the shared ones
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "ddpg": {"learning_rate": 1e-4, "policy_kwargs": {"net_arch": [128, 128]}},
-    "td3": {"learning_rate": 1e-4, "policy_kwargs": {"net_arch": [128, 128]}},
-    "sac": {"learning_rate": 1e-3, "policy_kwargs": {"net_arch": [128, 128]}},
+    "ddpg": {"learning_rate": 3e-4, "policy_kwargs": {"net_arch": [128, 128]}},
+    "td3": {"learning_rate": 3e-4, "policy_kwargs": {"net_arch": [128, 128]}},
+    "sac": {"learning_rate": 3e-4, "policy_kwargs": {"net_arch": [128, 128]}},
 }
 
 
@@ -65,7 +66,7 @@ def make_agent(name: str, env: QuantizationEnv, seed: int, warmup: int) -> OffPo
     steps = len(env.task.space.steps)
     settings = {**SHARED, **ALGORITHMS[name]}
     if name != "sac":  # SAC explores by its own stochastic policy
-        settings["action_noise"] = FadingNoise(1, 1.0, 0.99, warmup, seed)
+        settings["action_noise"] = FadingNoise(1, SIGMA, DECAY, warmup, seed)
     agent: OffPolicyAlgorithm = getattr(sb3, name.upper())(
         "MlpPolicy",
         env,

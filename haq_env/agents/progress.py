@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from haq_env.search.history import History
 from haq_env.task import Task
@@ -26,19 +26,17 @@ class SearchProgress:
             TextColumn("episode {task.completed}/{task.total}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[best]}"),
-            TextColumn("{task.fields[latest]}", style="dim"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=console,
             expand=True,
         )
-        self._line = self._bar.add_task("search", total=episodes, best="", latest="")
+        self._line = self._bar.add_task("search", total=episodes, best="")
         self._shown = -1.0
 
     def __call__(self, history: History) -> None:
-        """Show the latest evaluation; every new best gets a line that stays."""
-        latest, best = history[-1], history.best
+        """Show the best evaluation; every new best gets a line that stays."""
+        best = history.best
         reward = 0.1 * (best.accuracy - self._task.float_accuracy)
         if best.accuracy > self._shown:
             self._shown = best.accuracy
@@ -50,8 +48,7 @@ class SearchProgress:
         self._bar.update(
             self._line,
             completed=len(history) - 1,
-            best=f"best {best.accuracy:.2f} % ({reward:+.3f}) at {best.cost_ratio:.3f}",
-            latest=f"now {latest.accuracy:.2f} %",
+            best=f"best {reward:+.3f}: {best.accuracy:.2f} % at cost {best.cost_ratio:.3f}",
         )
 
     def __enter__(self) -> SearchProgress:
