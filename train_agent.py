@@ -47,6 +47,8 @@ class Settings:
     """What is limited: latency, energy, size, ...; the environment's own when not given."""
     budget: str | None = None
     """Share of the 8-bit network's cost (0.6) or a uniform policy (w4a4)."""
+    bits: tuple[int, int] | None = None
+    """Smallest and largest width, within 1 to 8; the environment's own when not given."""
     evaluator: Literal["finetune", "ptq_bn"] | None = None
     """Tier of the reward; the environment's own when not given."""
     final_steps: int = 280
@@ -76,7 +78,15 @@ class Settings:
         """Return the environment's arguments that were given."""
         given = {
             name: getattr(self, name)
-            for name in ("network", "dataset", "checkpoint", "hardware", "metric", "evaluator")
+            for name in (
+                "network",
+                "dataset",
+                "checkpoint",
+                "hardware",
+                "metric",
+                "bits",
+                "evaluator",
+            )
         }
         given["budget"] = _number(self.budget)
         given |= {"seed": self.seed, "device": self.device}
