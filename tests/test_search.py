@@ -1,0 +1,294 @@
+"""Search methods spend what they are given, stay inside the budget, and write down everything."""
+
+import csv
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from haq_env.errors import InputError
+from haq_env.evaluation import Evaluation
+from haq_env.search import SEARCH
+from haq_env.search.evolution import mutate
+from haq_env.search.history import History, Trial, measure
+from haq_env.task import make_task
+
+
+class Additive:
+    """A cheap evaluator: every layer loses accuracy by its importance and its bits."""
+
+    float_accuracy = 100.0
+
+    def __init__(self, seed: int = 0) -> None:
+        self.evaluations = 0
+        self._importance = np.random.default_rng(seed).lognormal(sigma=1.5, size=(28, 2))
+
+    def evaluate(self, bits):
+        self.evaluations += 1
+        lost = (self._importance * 2.0 ** -bits.astype(float)).sum()
+        return Evaluation(float(100 - lost))
+
+
+def toy(seed=0, **settings):
+    settings = {"hardware": "bismo-edge", "budget": 0.4, **settings}
+    return make_task(evaluator=Additive(seed), **settings)
+
+
+def policies(history):
+    return [(trial.w_bits, trial.a_bits) for trial in history]
+
+
+METHODS = list(SEARCH)
+DRAWING = [name for name in METHODS if name != "uniform"]
+
+
+# -- methods -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("evaluations", [1, 2, 7, 75])
+def test_a_method_spends_exactly_the_evaluations_it_is_given(name, evaluations):
+    task = toy()
+    history = SEARCH[name](task, evaluations, seed=0)
+    assert len(history) == task.evaluator.evaluations
+    assert len(history) <= evaluations
+    if name != "uniform" or evaluations <= 7:  # there are only so many uniform policies
+        assert len(history) == evaluations
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("evaluations", [0, -3])
+def test_a_method_refuses_to_search_without_evaluations(name, evaluations):
+    task = toy()
+    with pytest.raises(InputError, match="evaluations must be 1 or more"):
+        SEARCH[name](task, evaluations, seed=0)
+    assert task.evaluator.evaluations == 0
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.6, "w3a2"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_starts_with_the_uniform_policy_itself(name, budget):
+    task = toy(budget=budget)
+    first = SEARCH[name](task, 3, seed=1)[0]
+    assert (first.bits == task.uniform()).all()
+    assert len(set(first.w_bits[1:-1])) == len(set(first.a_bits[1:-1])) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"hardware": "bitfusion", "metric": "energy", "budget": "w2a8"},
+        {"hardware": "size", "quantizer": "kmeans", "bits": (1, 8), "budget": 0.3},
+        {"hardware": "bismo-cloud", "fill_up": False},
+    ],
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_all_policies_are_inside_the_budget_and_the_space(name, settings):
+    task = toy(**settings)
+    for trial in SEARCH[name](task, 40, seed=2):
+        assert task.budget.fits(trial.bits)
+        assert (task.space.clip(trial.bits) == trial.bits).all()
+        assert trial.cost == task.cost(trial.bits)
+        assert trial.cost_ratio == trial.cost / task.budget.reference
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_seed_gives_the_same_search_and_touches_no_global_generator(name):
+    np.random.seed(5)  # noqa: NPY002  # the global generator is what is asked about
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first = SEARCH[name](toy(), 60, seed=3)
+    np.random.random(7)  # noqa: NPY002
+    assert list(SEARCH[name](toy(), 60, seed=3)) == list(first)
+    np.random.seed(5)  # noqa: NPY002
+    SEARCH[name](toy(), 5, seed=3)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_another_seed_gives_another_search(name):
+    first, second = (policies(SEARCH[name](toy(), 20, seed)) for seed in (0, 1))
+    assert first[0] == second[0]
+    assert first[1:] != second[1:]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"quantizer": "kmeans", "hardware": "size", "budget": 0.7}]
+)
+def test_the_uniform_search_tries_every_uniform_policy_that_fits_once(settings):
+    task = toy(**settings)
+    history = SEARCH["uniform"](task, 64, seed=0)
+    low, high = task.space.bits
+    fitting = {
+        task.space.uniform(w, a).tobytes()
+        for w in range(low, high + 1)
+        for a in range(low, high + 1)
+        if task.budget.fits(task.space.uniform(w, a))
+    }
+    assert len(history) == len(fitting) > 1
+    assert {trial.bits.tobytes() for trial in history} == fitting
+    costs = [trial.cost for trial in history[1:]]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_evolution_and_annealing_beat_random_policies_at_equal_evaluations():
+    for seed in range(5):
+        best = {name: SEARCH[name](toy(seed), 200, seed).best.accuracy for name in DRAWING}
+        assert best["evolution"] > best["random"], (seed, best)
+        assert best["annealing"] > best["random"], (seed, best)
+
+
+def test_a_mutation_stays_in_the_space_and_leaves_its_parent_alone():
+    task = toy()
+    rng = np.random.default_rng(0)
+    parent = task.uniform()
+    kept = parent.copy()
+    changed = []
+    for _ in range(300):
+        child = mutate(task, parent, rng)
+        assert (task.space.clip(child) == child).all()
+        assert np.abs(child - parent).max() <= 2
+        changed.append((child != parent).any(axis=1))
+    assert (parent == kept).all()
+    searched = np.unique([step.layer for step in task.space.steps])
+    assert (np.flatnonzero(np.any(changed, axis=0)) == searched).all()
+
+
+# -- history -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A CSV file with six trials, and the trials."""
+    path = tmp_path / "episodes.csv"
+    task = toy()
+    history = History(path)
+    rng = np.random.default_rng(0)
+    for policy in task.space.random(rng, 6):
+        measure(task, policy, history)
+    return path, list(history)
+
+
+def test_every_trial_is_in_the_file_before_the_next_one_begins(tmp_path):
+    path, task = tmp_path / "episodes.csv", toy()
+    history = History(path)
+    for count in range(1, 4):
+        measure(task, task.space.lowest, history)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["evaluation"]) for row in rows] == list(range(count))
+    assert list(rows[0]) == ["evaluation", *(each.name for each in dataclasses.fields(Trial))]
+
+
+def test_what_was_measured_comes_back_bit_for_bit(log):
+    path, trials = log
+    before = path.read_bytes()
+    read = History.load(path)
+    assert list(read) == trials
+    assert path.read_bytes() == before
+    assert (read[3].bits == trials[3].bits).all()
+    assert any(trial.w_bits != trial.requested_w_bits for trial in read)
+
+
+def test_what_comes_after_the_kept_trials_is_forgotten_in_the_file_too(log):
+    path, trials = log
+    before = path.read_bytes()
+    kept = History.load(path, keep=4)
+    assert list(kept) == trials[:4]
+    assert before.startswith(path.read_bytes())
+    for trial in trials[4:]:
+        kept.add(trial)
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_keeping_nothing_begins_a_new_file(log):
+    path, trials = log
+    history = History.load(path, keep=0)
+    assert len(history) == 0
+    for trial in trials[:2]:
+        history.add(trial)
+    assert list(History.load(path)) == trials[:2]
+
+
+def test_a_row_that_was_cut_off_while_it_was_written_does_no_harm_when_it_is_not_kept(log):
+    path, trials = log
+    whole = path.read_bytes()
+    start = whole.rstrip().rindex(b"\n") + 1
+    for end in range(start, len(whole)):
+        path.write_bytes(whole[:end])
+        kept = History.load(path, keep=5)
+        assert list(kept) == trials[:5]
+        kept.add(trials[5])
+        assert path.read_bytes() == whole
+
+
+def test_a_file_with_fewer_trials_than_were_expected_is_refused_and_left_alone(log):
+    path, _ = log
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="has 6 evaluations; 7 were expected"):
+        History.load(path, keep=7)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("evaluation", "4"),
+        ("evaluation", ""),
+        ("w_bits", "83"),
+        ("w_bits", "9" * 28),
+        ("a_bits", "8x" * 14),
+        ("requested_a_bits", ""),
+        ("accuracy", "high"),
+        ("accuracy", "nan"),
+        ("cost", ""),
+        ("cost_ratio", "inf"),
+        ("cache_hit", "maybe"),
+    ],
+)
+def test_a_damaged_row_is_named_and_the_file_left_alone(log, column, value):
+    path, _ = log
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[3][column] = value
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=re.escape(f"{path}: row 3 is damaged")):
+        History.load(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda whole: whole[: len(whole) // 2], r"row \d is damaged"),
+        (lambda whole: whole.replace(b"accuracy", b"precision"), "row 0 is damaged"),
+        (lambda whole: whole[:300] + b"\xff\xfe" + whole[300:], "is damaged"),
+        (lambda whole: b"\n".join([*whole.split(b"\n")[:3], *whole.split(b"\n")[4:]]), "row 2 is"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error(log, damage, message):
+    path, _ = log
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=message) as caught:
+        History.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_one_clear_error(tmp_path):
+    with pytest.raises(InputError, match="cannot read"):
+        History.load(tmp_path / "gone.csv")
+
+
+def test_the_best_trial_is_the_first_of_the_highest_accuracy(log):
+    _, (trial, *_) = log
+    history = History()
+    for number, accuracy in enumerate((10.0, 99.0, 50.0, 99.0)):
+        history.add(dataclasses.replace(trial, accuracy=accuracy, seconds=float(number)))
+    assert history.best is history[1]
+    assert history.best_so_far() == [10.0, 99.0, 99.0, 99.0]
