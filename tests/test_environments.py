@@ -358,3 +358,17 @@ def test_a_users_class_with_one_method_is_a_hardware_model():
     task = QuantizationEnv(hardware=Flat(), budget=0.3, **CHEAP).task
     projected = task.project(task.space.highest)
     assert task.cost(projected) <= 0.3 * 64 * len(task.layers)
+
+
+def test_the_bundled_layer_table_and_accuracy_are_those_of_the_bundled_network():
+    from haq_env.networks import load_network
+    from haq_env.networks.bundled import find_trained
+    from haq_env.networks.checkpoint import load_checkpoint
+    from haq_env.networks.trace import trace
+
+    task = QuantizationEnv().task
+    found = find_trained("mobilenet_v1", "digits")
+    module = load_network("mobilenet_v1", **dict(found.build))
+    about = load_checkpoint(found.checkpoint, module)
+    assert trace(module, found.layers.input_shape, name="mobilenet_v1") == found.layers
+    assert task.float_accuracy == about["accuracy"]["val"]
