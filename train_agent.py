@@ -59,6 +59,9 @@ class Settings:
     """Best policies of the search that are finetuned in full before one of them is chosen."""
     device: str = "cpu"
     """Torch device for finetuning."""
+    threads: int = 1
+    """Torch threads. Sums depend on their number, so one is what repeats on another machine; a
+    small network gains next to nothing from more."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in the folder."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -66,7 +69,7 @@ class Settings:
 
     def check(self) -> None:
         """Refuse numbers that would only fail after the search."""
-        for name in ("episodes", "final_seeds", "shortlist"):
+        for name in ("episodes", "final_seeds", "shortlist", "threads"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
         if self.final_steps < 0:
@@ -95,6 +98,7 @@ class Settings:
     def record(self) -> dict[str, Any]:
         """Return what decides the outcome of the search, for comparison on resume."""
         kept = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+        kept["bits"] = None if self.bits is None else list(self.bits)
         for name in ("out", "resume", "overwrite", "final_steps", "final_seeds", "shortlist"):
             del kept[name]
         return kept
@@ -128,6 +132,7 @@ def run(settings: Settings, console: Console) -> None:
     from haq_env.report.tables import comparison_table
 
     settings.check()
+    torch.set_num_threads(settings.threads)
     recipe = replace(FINAL, steps=settings.final_steps)
     env = make_env(settings.env, **settings.task_settings())
     check_fits(settings.algo, env)
