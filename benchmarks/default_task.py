@@ -99,6 +99,9 @@ def gain(best: Measured, uniform: Measured, part: str) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, print, write; exit with 1 if the task is no real problem."""
+    import torch
+
+    torch.set_num_threads(1)  # sums depend on the number of threads; one repeats elsewhere
     settings = tyro.cli(Settings)
     console = Console(record=True, width=110)
     task = gym.make(settings.env).unwrapped.task

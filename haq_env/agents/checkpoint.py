@@ -63,7 +63,8 @@ def load_agent(agent: OffPolicyAlgorithm, path: Path) -> int:
         buffer.pos, buffer.full = state["memory_position"]
         for name, number in state["counters"].items():
             setattr(agent, name, number)
-    except (KeyError, RuntimeError, ValueError) as error:
+        state["generators"]  # is needed later
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not of an agent with these settings: {error}.") from error
     episodes = int(agent._episode_num)
     if agent.action_noise is not None:

@@ -62,7 +62,7 @@ def open_folder(
     """
     if resume and overwrite:
         raise InputError("give --resume or --overwrite, not both.")
-    path = folder / "settings.json"
+    path, text = folder / "settings.json", json.dumps(dict(settings), indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -75,12 +75,12 @@ def open_folder(
                 f"{folder} holds a run already: give --resume to go on with it, --overwrite to "
                 "throw it away, or another --out."
             )
-        _check_same(path, settings)
+        _check_same(path, json.loads(text))
         return
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     scratch = path.with_name(path.name + ".part")
-    scratch.write_text(json.dumps(dict(settings), indent=1) + "\n", encoding="utf-8")
+    scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
 
 
@@ -89,6 +89,8 @@ def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(kept, dict):
+        raise InputError(f"{path} holds no settings of a run.")
     for name in sorted({*kept, *settings}):
         if kept.get(name) != settings.get(name):
             raise InputError(
