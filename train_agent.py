@@ -3,7 +3,11 @@
     python train_agent.py --env HAQ-BISMO-Edge-v0 --algo ddpg --episodes 300 --out runs/demo
 
 Writes policy.json, episodes.csv and plots into the folder, and ends with a table: the float
-network, the uniform policy that fits the same budget, and the policy that was found.
+network, the uniform policy that fits the same budget, and the policy that was found. Ctrl-C ends
+the search and reports what was found until then.
+
+Exit codes: 0 when policy.json was written, 2 when something given cannot be used, 130 when Ctrl-C
+came before there was a policy to write.
 """
 
 from __future__ import annotations
@@ -156,7 +160,7 @@ def run(settings: Settings, console: Console) -> None:
             progress=progress,
         )
     if not history:
-        raise InputError("stopped before the first evaluation was finished: nothing was found.")
+        raise KeyboardInterrupt  # before the first evaluation was finished: nothing was found
     if len(history) <= settings.episodes:
         console.print(f"Stopped after {len(history) - 1} episodes; --resume goes on from here.")
 
