@@ -1,6 +1,6 @@
 """Search a mixed-precision policy with an off-the-shelf agent.
 
-    python train_agent.py --env HAQ-BISMO-Edge-v0 --algo ddpg --episodes 300 --out runs/demo
+    python train_agent.py --env HAQ-BISMO-Edge-v0 --algo sac --episodes 300 --out runs/demo
 
 Writes policy.json, episodes.csv and plots into the folder, and ends with a table: the float
 network, the uniform policy that fits the same budget, and the policy that was found. Ctrl-C ends
@@ -31,7 +31,7 @@ class Settings:
 
     env: str = "HAQ-BISMO-Edge-v0"
     """Registered environment; `haq-env envs` lists them."""
-    algo: Literal["ddpg", "td3", "sac"] = "ddpg"
+    algo: Literal["ddpg", "td3", "sac"] = "sac"
     """Algorithm of Stable-Baselines3."""
     episodes: int = 300
     """Policies that the agent tries; each is finetuned and measured."""

@@ -1,6 +1,6 @@
 """Does the search beat uniform bits? Three seeds of the default search, equal final finetuning.
 
-    python benchmarks/search.py [--algo ddpg] [--seeds 0 1 2] [--out runs/search]
+    python benchmarks/search.py [--algo sac] [--seeds 0 1 2] [--out runs/search]
 
 Runs train_agent.py once for each seed (a finished run in the folder is taken as it is, a killed
 one goes on), reads what it wrote and prints the gain of the found over the uniform policy after
@@ -33,7 +33,7 @@ class Settings:
 
     env: str = "HAQ-BISMO-Edge-v0"
     """Registered environment."""
-    algo: Literal["ddpg", "td3", "sac"] = "ddpg"
+    algo: Literal["ddpg", "td3", "sac"] = "sac"
     """Algorithm of Stable-Baselines3."""
     episodes: int = 300
     """Evaluations of each search, beside the uniform policy."""
