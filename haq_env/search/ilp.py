@@ -1,0 +1,235 @@
+"""Bit widths by integer programming: the exact multiple-choice knapsack over a sensitivity table.
+
+Yao et al., "HAWQ-V3: Dyadic Neural Network Quantization", ICML 2021, section 3.4, write the
+choice of bits as an integer linear program: one binary variable for each layer and pair of
+widths, one pair a layer, least total sensitivity under the budget. Layers are taken to be
+independent: the solution is exact for that model and not for the network, so it is measured like
+any other policy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, vstack
+
+from haq_env.cost import Grid
+from haq_env.errors import InputError
+from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
+from haq_env.search.history import History
+from haq_env.search.sensitivity import from_table
+from haq_env.task import Task
+
+ROUNDING = 1e-12  # relative; a sum of costs may exceed the limit by so much, as in the budget
+_PAIRS = MAX_BITS * MAX_BITS
+_OBJECTIVE = 1e3  # HiGHS stops at an absolute gap of 1e-6: 1e-9 of an objective of this size
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An optimal policy of the additive model, with its proof.
+
+    Attributes:
+        bits: int64 [L, 2].
+        objective: its total sensitivity.
+        bound: no policy inside the limit has a total below this.
+        gap: (objective - bound) / |objective|, 0 up to rounding; 0 for an objective of 0.
+        seconds: time the solver took.
+    """
+
+    bits: Bits
+    objective: float
+    bound: float
+    gap: float
+    seconds: float
+
+
+def solve(
+    sensitivity: Grid,
+    costs: Grid,
+    allowed: NDArray[np.bool_],
+    limit: float,
+    ties: Sequence[Sequence[int]] = (),
+    excluded: Sequence[Bits] = (),
+) -> Solution:
+    """Find the policy of least total sensitivity inside the limit, and prove it (HiGHS).
+
+    Args:
+        sensitivity: float64 [L, 8, 8], ``[layer, w_bits - 1, a_bits - 1]``; infinite entries
+            are never chosen.
+        costs: float64 [L, 8, 8], in the unit of the limit.
+        allowed: bool [L, 8, 8].
+        limit: the largest total cost, without any constant part.
+        ties: groups of layers that must have equal bits, such as the branches of a residual sum.
+        excluded: policies [L, 2] that must not come out again ("no-good cuts").
+
+    Raises:
+        InputError: shapes differ, tied layers have no pair in common, or no policy is inside the
+            limit.
+    """
+    start = time.perf_counter()
+    layers = len(sensitivity)
+    for name, grid in (("sensitivity", sensitivity), ("costs", costs), ("allowed", allowed)):
+        if np.shape(grid) != (layers, MAX_BITS, MAX_BITS):
+            raise InputError(
+                f"{name} must have the shape [layers, {MAX_BITS}, {MAX_BITS}] for {layers} layers, "
+                f"not {list(np.shape(grid))}."
+            )
+    group = _groups(layers, ties)
+    items = int(group.max()) + 1
+    open_pairs = allowed & np.isfinite(sensitivity) & np.isfinite(costs)
+    usable = np.ones((items, _PAIRS), dtype=bool)
+    value, cost = np.zeros((items, _PAIRS)), np.zeros((items, _PAIRS))
+    np.logical_and.at(usable, group, open_pairs.reshape(layers, _PAIRS))
+    np.add.at(value, group, np.where(open_pairs, sensitivity, 0.0).reshape(layers, _PAIRS))
+    np.add.at(cost, group, np.where(open_pairs, costs, 0.0).reshape(layers, _PAIRS))
+    if not usable.any(axis=1).all():
+        lost = np.flatnonzero(group == usable.any(axis=1).argmin()).tolist()
+        raise InputError(f"layers {lost}: no pair of widths is allowed for (all of) them.")
+    cheapest = np.where(usable, cost, np.inf).min(axis=1).sum()
+    if cheapest > limit * (1 + ROUNDING):
+        raise InputError(
+            f"no policy fits the limit {limit:.6g}: the cheapest one costs {cheapest:.6g}."
+        )
+    banned = [_pairs(one, layers)[_first(group)] for one in excluded if _agrees(one, group)]
+    chosen, bound = _optimum(value, cost, usable, limit, banned)
+    pairs = chosen[group]
+    bits = np.stack([pairs // MAX_BITS + 1, pairs % MAX_BITS + 1], axis=1)
+    objective = float(value[np.arange(items), chosen].sum())
+    bound = min(bound, objective)  # the two differ by rounding where the proof is complete
+    gap = (objective - bound) / abs(objective) if objective else 0.0
+    return Solution(bits, objective, bound, gap, time.perf_counter() - start)
+
+
+def _optimum(
+    value: Grid,
+    cost: Grid,
+    usable: NDArray[np.bool_],
+    limit: float,
+    banned: list[NDArray[np.int64]],
+) -> tuple[NDArray[np.int64], float]:
+    """Return the best pair of each item [items] and the proven bound on the total value."""
+    items = len(value)
+    usable = usable if banned else usable & ~_dominated(value, cost, usable)
+    item, pair = np.nonzero(usable)
+    # From here on every item's least value and cost are 0: only differences are to be decided,
+    # and the solver's absolute tolerances then mean the same whatever the units are.
+    least = np.where(usable, value, np.inf).min(axis=1)
+    base = np.where(usable, cost, np.inf).min(axis=1)
+    v = value[item, pair] - least[item]
+    c = cost[item, pair] - base[item]
+    slack = limit - float(base.sum())
+    c_scale = max(slack, float(c.max()) * ROUNDING) or 1.0
+    one_each = csr_array((np.ones(item.size), (item, np.arange(item.size))))
+    budget = csr_array(c[None] / c_scale)
+    banned = list(banned)
+    scale = _OBJECTIVE / (_relaxed(v, one_each, budget, slack / c_scale) or float(v.max()) or 1.0)
+    while True:
+        rows, upper = [one_each, budget], [*np.ones(items), slack / c_scale]
+        for no_good in banned:  # at least one item differs
+            rows.append(csr_array((pair == no_good[item])[None].astype(float)))
+            upper.append(items - 1.0)
+        lower = [*np.ones(items), *[-np.inf] * (len(upper) - items)]
+        result = milp(
+            v * scale,
+            integrality=np.ones(item.size),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(vstack(rows), lower, upper),
+            # without presolve, from which scipy 1.17's HiGHS prints debugging lines to the terminal
+            options={"mip_rel_gap": 0.0, "presolve": False},
+        )
+        if result.x is None:
+            raise InputError("no policy is left inside the limit: all of them are excluded.")
+        chosen = np.empty(items, dtype=np.int64)
+        taken = result.x > 0.5
+        chosen[item[taken]] = pair[taken]
+        total = cost[np.arange(items), chosen].sum()
+        if total <= limit * (1 + ROUNDING):
+            return chosen, float(result.mip_dual_bound) / scale + float(least.sum())
+        # HiGHS keeps rows to 1e-7 only. A policy that is really outside is cut off, which takes
+        # no feasible one away, so the optimum stays exact.
+        banned.append(chosen)
+
+
+def _relaxed(v: Grid, one_each: csr_array, budget: csr_array, slack: float) -> float:
+    """Return the optimum when layers may mix pairs of widths, a scale for the true one."""
+    items = one_each.shape[0]
+    rows = LinearConstraint(
+        vstack([one_each, budget]), [*np.ones(items), -np.inf], [*np.ones(items), slack]
+    )
+    result = milp(v, bounds=Bounds(0, 1), constraints=rows)
+    return 0.0 if result.x is None else max(0.0, float(result.fun))
+
+
+def _dominated(value: Grid, cost: Grid, usable: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark pairs that another pair of the same item beats in both; bool [items, 64]."""
+    result = np.zeros_like(usable)
+    for i in range(len(value)):
+        order = np.lexsort((value[i], cost[i]))
+        order = order[usable[i, order]]
+        best = np.minimum.accumulate(value[i, order])
+        result[i, order[1:]] = value[i, order[1:]] >= best[:-1]
+    return result
+
+
+def _groups(layers: int, ties: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Number the groups of tied layers in order of their first layer, int64 [L]."""
+    leader = np.arange(layers)
+    for tied in ties:
+        strange = [layer for layer in tied if not 0 <= layer < layers]
+        if strange:
+            raise InputError(f"tied layers must be 0 to {layers - 1}, not {strange[0]}.")
+        members = np.isin(leader, leader[list(tied)])
+        leader[members] = leader[members].min(initial=layers)
+    return np.asarray(np.unique(leader, return_inverse=True)[1], dtype=np.int64)
+
+
+def _first(group: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.asarray(np.unique(group, return_index=True)[1])
+
+
+def _pairs(bits: Bits, layers: int) -> NDArray[np.int64]:
+    checked = as_bits(bits, layers) - 1
+    return np.asarray(checked[:, WEIGHT] * MAX_BITS + checked[:, ACTIVATION])
+
+
+def _agrees(bits: Bits, group: NDArray[np.int64]) -> bool:
+    """Whether a policy keeps the ties; one that does not cannot come out anyway."""
+    pairs = _pairs(bits, len(group))
+    return bool((pairs == pairs[_first(group)][group]).all())
+
+
+# -- searches -----------------------------------------------------------------------------------
+
+
+def least_sensitive(task: Task, sensitivity: Grid) -> Bits:
+    """Return the optimal policy [L, 2] of a task for a table [L, 8, 8]."""
+    budget = task.budget
+    grid = budget.table.grid(budget.metric)
+    limit = budget.limit - budget.table.constant(budget.metric)
+    return solve(sensitivity, grid, task.space.pairs(), limit).bits
+
+
+def ilp_kl(task: Task, evaluations: int, seed: int) -> History:
+    """Integer program over the divergence of the output, one side of one layer quantized."""
+    return from_table(task, evaluations, seed, "output_kl", least_sensitive)
+
+
+def ilp_fit(task: Task, evaluations: int, seed: int) -> History:
+    """Integer program over FIT: Fisher information times quantization error."""
+    return from_table(task, evaluations, seed, "fit", least_sensitive)
+
+
+def ilp_hawq_v2(task: Task, evaluations: int, seed: int) -> History:
+    """Integer program over HAWQ-V2's perturbation: mean Hessian trace times squared error."""
+    return from_table(task, evaluations, seed, "hawq_v2", least_sensitive)
+
+
+def ilp_hawq(task: Task, evaluations: int, seed: int) -> History:
+    """Integer program over HAWQ's perturbation: top Hessian eigenvalue times squared error."""
+    return from_table(task, evaluations, seed, "hawq", least_sensitive)

@@ -1,0 +1,288 @@
+"""How much each layer suffers at each width, as tables that add up to a model of a policy.
+
+Weights and activations are measured apart and added; so are layers. That is a model: what the
+network loses is not additive, and a policy that a table recommends has to be measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from haq_env.cost import Grid
+from haq_env.errors import InputError
+from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.networks.graphs import evaluation_mode
+from haq_env.policy import ACTIVATION, WEIGHT, Bits, as_bits
+from haq_env.quantization.layers import QuantLayer
+from haq_env.quantization.network import QuantizedNetwork
+from haq_env.registry import Registry
+from haq_env.search.history import History, Trial, begin, measure
+from haq_env.task import Task
+
+IMAGES = 256  # training images that tables are measured on
+SPREAD = 0.1  # of the logarithm: tables are varied by so much for the policies after the first
+WIDEST, TRIES = 2.0, 10
+BATCH = 64
+
+
+class Charge(NamedTuple):
+    """What a table took to measure, to be reported beside the evaluations of its search.
+
+    Attributes:
+        seconds: wall clock.
+        evaluations: the same time in evaluations: seconds divided by those of one evaluation of
+            the uniform policy, timed right after the table on the same machine.
+    """
+
+    seconds: float
+    evaluations: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """An additive model of what quantization costs.
+
+    Attributes:
+        method: a key of `METHODS`.
+        table: float64 [L, 2, 8], ``[layer, side, bits - 1]``: not negative, never rising with
+            bits, infinite where the space does not allow a width. The unit is the method's:
+            nats for ``output_kl``, ``loss`` and, to second order and up to a common factor, the
+            others.
+        charge: what it took.
+    """
+
+    method: str
+    table: Grid
+    charge: Charge
+
+    def pairs(self) -> Grid:
+        """Return the sum of both sides, float64 [L, 8, 8], ``[layer, w_bits - 1, a_bits - 1]``."""
+        return np.asarray(self.table[:, WEIGHT, :, None] + self.table[:, ACTIVATION, None, :])
+
+    def predict(self, bits: Bits) -> Grid:
+        """Return the total of policies [..., L, 2], float64 [...]; small is good."""
+        bits = as_bits(bits, len(self.table))
+        layers, sides = np.arange(len(self.table))[:, None], np.arange(2)
+        return np.asarray(self.table[layers, sides, bits - 1].sum(axis=(-2, -1)))
+
+
+class Context(NamedTuple):
+    """What a method measures with.
+
+    Attributes:
+        network: with its float weights, in float and evaluation mode.
+        layers: its L layers.
+        images: [N, C, H, W], for training.
+        labels: int64 [N].
+        allowed: bool [L, 2, 8], what the space allows.
+        generator: for random probes, on the CPU.
+    """
+
+    network: QuantizedNetwork
+    layers: list[QuantLayer]
+    images: Tensor
+    labels: Tensor
+    allowed: NDArray[np.bool_]
+    generator: torch.Generator
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Walk the images in batches of almost equal size."""
+        parts = -(-len(self.images) // BATCH)
+        yield from zip(
+            self.images.tensor_split(parts), self.labels.tensor_split(parts), strict=True
+        )
+
+
+def measure_sensitivity(
+    task: Task, method: str, seed: int = 0, images: int = IMAGES
+) -> Sensitivity:
+    """Measure a table on training images; the task's network is afterwards as it was.
+
+    Args:
+        task: with an evaluator that has a network, which is what ``evaluator="finetune"`` and
+            ``"ptq_bn"`` make.
+        method: a key of `METHODS`.
+        seed: of the choice of images and of random probes.
+        images: how many training images, or all if there are fewer.
+
+    Raises:
+        InputError: the method is unknown, there are no images, or the evaluator has no network.
+    """
+    evaluator = _trained(task)
+    harm = METHODS[method]
+    if images < 1:
+        raise InputError(f"a sensitivity needs one image or more, not {images}.")
+    bench = evaluator.bench  # loading is no part of the charge: every search needs it
+    train = bench.images["train"]
+    start = time.perf_counter()
+    rng = np.random.default_rng(seed)
+    chosen = torch.from_numpy(np.sort(rng.permutation(len(train))[:images]))
+    chosen = chosen.to(train.labels.device)
+    with _float_network(bench.network) as layers:
+        context = Context(
+            bench.network,
+            layers,
+            train.batch(chosen),
+            train.labels[chosen],
+            task.space.allowed,
+            torch.Generator().manual_seed(seed),
+        )
+        raw = harm(context)
+    table = np.where(task.space.allowed, np.maximum(raw, 0.0), -np.inf)
+    # more bits never hurt: a width is as bad as the worst of those above it
+    table = np.maximum.accumulate(table[:, :, ::-1], axis=2)[:, :, ::-1]
+    table = np.where(task.space.allowed, table, np.inf)
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    bench.measure(task.uniform(), evaluator.recipe, evaluator.seed, ("val",))
+    one = time.perf_counter() - start
+    return Sensitivity(method, table, Charge(seconds, seconds / one))
+
+
+def _trained(task: Task) -> TrainedEvaluator:
+    if not isinstance(task.evaluator, TrainedEvaluator):
+        raise InputError(
+            "sensitivities are measured on the network inside the evaluator (finetune, ptq_bn); "
+            f"{type(task.evaluator).__name__} has none."
+        )
+    return task.evaluator
+
+
+@contextmanager
+def _float_network(network: QuantizedNetwork) -> Iterator[list[QuantLayer]]:
+    """Lend a network in float and evaluation mode, with its pretrained weights."""
+    policy = network.bits
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = {m.slot.name: m for m in network.modules() if isinstance(m, QuantLayer)}
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    network.restore()
+    network.float_mode()
+    try:
+        with evaluation_mode(network):
+            yield [found[name] for name in network.layers.names]
+    finally:
+        network.load_state_dict(state)
+        network.weights_changed()
+        network.set_policy(policy)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+# -- tables: one side of one layer quantized, the rest in float ----------------------------------
+
+
+def output_kl(context: Context) -> Grid:
+    """KL(float || quantized) of the predicted probabilities, mean over images, in nats."""
+    target = _log_probabilities(context)
+    return _one_at_a_time(context, lambda q: float((target.exp() * (target - q)).sum(1).mean()))
+
+
+def loss(context: Context) -> Grid:
+    """Change of the cross-entropy, mean over images, in nats."""
+    labels = context.labels[:, None]
+    before = float(_log_probabilities(context).gather(1, labels).mean())
+    return _one_at_a_time(context, lambda q: before - float(q.gather(1, labels).mean()))
+
+
+def _one_at_a_time(context: Context, harm: Callable[[Tensor], float]) -> Grid:
+    """Apply a measure to the log probabilities with each side of each layer at each width."""
+    result = np.zeros(context.allowed.shape)
+    for index, side, width in np.argwhere(context.allowed).tolist():
+        slot = context.layers[index].slot
+        if side == ACTIVATION and width + 1 not in slot.quantizer.activation_bits:
+            continue  # this quantizer leaves activations in float
+        slot.w_bits, slot.a_bits = (width + 1, 0) if side == WEIGHT else (0, width + 1)
+        try:
+            result[index, side, width] = harm(_log_probabilities(context))
+        finally:
+            slot.w_bits = slot.a_bits = 0
+            slot.quantizer.reset()
+    return result
+
+
+def _log_probabilities(context: Context) -> Tensor:
+    """Log of the softmax in float64 [images, classes]."""
+    with torch.no_grad():
+        logits = [context.network(images).double() for images, _ in context.batches()]
+        return torch.cat(logits).log_softmax(dim=1)
+
+
+METHODS = Registry(
+    "sensitivity",
+    {
+        "output_kl": "haq_env.search.sensitivity:output_kl",
+        "loss": "haq_env.search.sensitivity:loss",
+        "fit": "haq_env.search.hessian:fit",
+        "hawq_v2": "haq_env.search.hessian:hawq_v2",
+        "hawq": "haq_env.search.hessian:hawq",
+    },
+)
+
+
+# -- searches ----------------------------------------------------------------------------------
+
+
+class ChargedHistory(History):
+    """A history whose search measured a table first.
+
+    Args:
+        trials: what has been measured so far.
+        charge: what the table took; None if none was needed.
+    """
+
+    def __init__(self, trials: Iterable[Trial], charge: Charge | None = None) -> None:
+        super().__init__()
+        self.charge = charge
+        for trial in trials:
+            self.add(trial)
+
+
+def from_table(
+    task: Task, evaluations: int, seed: int, method: str, choose: Callable[[Task, Grid], Bits]
+) -> ChargedHistory:
+    """Measure the uniform policy, the one that a table recommends, and variations of that.
+
+    A variation comes from the table with each side of each layer multiplied by a random factor,
+    ten percent up or down; where that leads to a policy that has been tried, the factors spread
+    wider.
+
+    Args:
+        task: with an evaluator that has a network.
+        evaluations: policies to measure; what the table takes is told apart, by `charge`.
+        seed: of the table and of the variations.
+        method: a key of `METHODS`.
+        choose: (task, table [L, 8, 8]) to a policy [L, 2] inside the budget.
+
+    Raises:
+        InputError: fewer than one evaluation, or an evaluator without a network.
+    """
+    _trained(task)
+    trials = begin(task, evaluations)
+    if evaluations == 1:
+        return ChargedHistory(trials)
+    found = measure_sensitivity(task, method, seed)
+    history = ChargedHistory(trials, found.charge)
+    rng = np.random.default_rng(seed)
+    tried, spread = {task.uniform().tobytes()}, SPREAD
+    bits = task.project(choose(task, found.pairs()))
+    measure(task, bits, history)
+    while len(history) < evaluations:
+        tried.add(bits.tobytes())
+        for _ in range(TRIES):  # where a table has many ties, one policy may come again and again
+            factors = np.exp(spread * rng.uniform(-1, 1, found.table.shape[:2]))[:, :, None]
+            varied = Sensitivity(method, found.table * factors, found.charge)
+            bits = task.project(choose(task, varied.pairs()))
+            if bits.tobytes() not in tried:
+                break
+            spread = min(WIDEST, spread * 1.2)
+        measure(task, bits, history)
+    return history
