@@ -136,16 +136,19 @@ def measure_sensitivity(
             task.space.allowed,
             torch.Generator().manual_seed(seed),
         )
-        raw = harm(context)
-    table = np.where(task.space.allowed, np.maximum(raw, 0.0), -np.inf)
-    # more bits never hurt: a width is as bad as the worst of those above it
-    table = np.maximum.accumulate(table[:, :, ::-1], axis=2)[:, :, ::-1]
-    table = np.where(task.space.allowed, table, np.inf)
-    seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    bench.measure(task.uniform(), evaluator.recipe, evaluator.seed, ("val",))
-    one = time.perf_counter() - start
+        table = _monotone(harm(context), task.space.allowed)
+        seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        bench.measure(task.uniform(), evaluator.recipe, evaluator.seed, ("val",))
+        one = time.perf_counter() - start
     return Sensitivity(method, table, Charge(seconds, seconds / one))
+
+
+def _monotone(raw: Grid, allowed: NDArray[np.bool_]) -> Grid:
+    """Make a width as bad as the worst of those above it, and none better than harmless."""
+    table = np.where(allowed, np.maximum(raw, 0.0), -np.inf)
+    table = np.maximum.accumulate(table[:, :, ::-1], axis=2)[:, :, ::-1]
+    return np.asarray(np.where(allowed, table, np.inf))
 
 
 def _trained(task: Task) -> TrainedEvaluator:
