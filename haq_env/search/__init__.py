@@ -26,5 +26,11 @@ SEARCH = Registry(
         "random": "haq_env.search.simple:random",
         "annealing": "haq_env.search.annealing:annealing",
         "evolution": "haq_env.search.evolution:evolution",
+        "greedy": "haq_env.search.greedy:greedy",
+        "greedy-sensitivity": "haq_env.search.greedy:greedy_sensitivity",
+        "ilp-kl": "haq_env.search.ilp:ilp_kl",
+        "ilp-fit": "haq_env.search.ilp:ilp_fit",
+        "ilp-hawq-v2": "haq_env.search.ilp:ilp_hawq_v2",
+        "ilp-hawq": "haq_env.search.ilp:ilp_hawq",
     },
 )
