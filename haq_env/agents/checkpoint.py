@@ -65,7 +65,8 @@ def load_agent(agent: OffPolicyAlgorithm, path: Path) -> int:
             setattr(agent, name, number)
         state["generators"]  # is needed later
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not of an agent with these settings: {error}.") from error
+        reason = str(error).strip().splitlines()[0].rstrip(":. ") if str(error) else repr(error)
+        raise InputError(f"{path} is not of an agent with these settings: {reason}.") from error
     episodes = int(agent._episode_num)
     if agent.action_noise is not None:
         agent.action_noise.start(episodes)  # type: ignore[attr-defined]
