@@ -633,24 +633,24 @@ def test_a_crash_at_any_moment_costs_the_running_episode_at_most(
     name, moment, tmp_path, monkeypatch
 ):
     agent_class = getattr(stable_baselines3, name.upper())
-    layers, budget = LayerTable("toy", KINDS.layers[:4]), 0.8  # four decisions
+
+    def env():  # three decisions: an odd number of updates after each episode
+        return toy(LayerTable("toy", KINDS.layers[:5]), budget="w4a8", quantizer="kmeans")
+
     episodes = 14
-    search_with_agent(toy(layers, budget), name, episodes, 0, folder=made(tmp_path / "unbroken"))
+    search_with_agent(env(), name, episodes, 0, folder=made(tmp_path / "unbroken"))
     folder = made(tmp_path / "broken")
     for call in (1, 3, 2, 5):
         with monkeypatch.context() as patch:
             crash_at(patch, agent_class, *CRASHES[moment], call)
             before = episodes_kept(folder)
             with pytest.raises(Crash):
-                search_with_agent(
-                    toy(layers, budget), name, episodes, 0, folder=folder, resume=True
-                )
+                search_with_agent(env(), name, episodes, 0, folder=folder, resume=True)
         assert episodes_kept(folder) >= max(before, rows_in(folder) - 2)
         torn = folder / "episodes.csv"
         if torn.exists() and rows_in(folder) > 1:  # a row that was being written
             torn.write_bytes(torn.read_bytes() + b"9,8")
-    env = toy(layers, budget)
-    history = search_with_agent(env, name, episodes, 0, folder=folder, resume=True)
+    history = search_with_agent(env(), name, episodes, 0, folder=folder, resume=True)
     assert outcome(folder) == outcome(tmp_path / "unbroken")
     assert same_state(folder, tmp_path / "unbroken")
     assert [trial.accuracy for trial in history] == [
