@@ -158,7 +158,7 @@ def test_a_masked_width_really_has_no_completion(seed, share, low, monotone):
 def test_an_unreachable_budget_says_what_the_smallest_is():
     layers = network()
     costs, space = table(layers, 0), BitSpace.of(layers, (3, 8))
-    with pytest.raises(InputError, match="at least (0\\.\\d+)") as caught:
+    with pytest.raises(InputError, match=r"at least (0\.\d+)") as caught:
         Budget.of(costs, space, 0.01)
     smallest = float(str(caught.value).rsplit(" ", 1)[1].rstrip("."))
     assert Budget.of(costs, space, smallest).fits(space.lowest)
