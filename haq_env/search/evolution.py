@@ -30,7 +30,7 @@ def evolution(task: Task, evaluations: int, seed: int) -> History:
 
 
 def mutate(task: Task, bits: Bits, rng: np.random.Generator, rate: float = MUTATION) -> Bits:
-    """Move some widths by one or two; at least one moves."""
+    """Try to move some widths, at least one, by one or two; the space's limits hold."""
     steps = np.array(task.space.steps)
     chosen = rng.random(len(steps)) < rate
     chosen[rng.integers(len(steps))] = True
