@@ -104,7 +104,7 @@ def symbolic_calls(
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             shapes = _shapes(root, graph, mode.from_tensor(sample))
-    except Exception:
+    except Exception:  # not every operation knows shapes alone; real numbers cost a forward pass
         shapes = _shapes(root, graph, sample)
     positive = not_negative(graph, modules)
     calls = []
