@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, Union
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import (
+    FlagCreatePairsOff,
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    arg,
+    subcommand,
+)
 
 from haq_env.errors import InputError
-from haq_env.options import BitChoice, Build, Machine, Network, OptionalInt, OptionalPath
+from haq_env.options import (
+    BitChoice,
+    Build,
+    CacheFile,
+    Machine,
+    Network,
+    OptionalInt,
+    OptionalPath,
+    Selection,
+)
 from haq_env.report.terminal import columns, lenient, show, silence, write, writing
 
 # The shell's conventions: 128 + the signal's number.
@@ -208,12 +225,62 @@ class ListDatasets:
         show(registry_table(DATASETS))
 
 
+@dataclass(frozen=True)
+class CacheShow:
+    """Show what an evaluation cache holds: answers by network, data set, tier and seed."""
+
+    path: CacheFile = Path("cache.sqlite")
+
+    def run(self) -> None:
+        """Print the table."""
+        from haq_env.evaluation.cache import EvaluationCache
+        from haq_env.report.cached import cache_table
+
+        with closing(EvaluationCache(self.path, create=False)) as cache:
+            show(cache_table(cache))
+
+
+@dataclass(frozen=True)
+class CachePrune:
+    """Drop answers from an evaluation cache."""
+
+    path: CacheFile
+    selection: Selection
+    dry_run: bool = False
+    """Only say how many."""
+
+    def run(self) -> None:
+        """Drop them, and print how many they were."""
+        from haq_env.evaluation.cache import EvaluationCache
+
+        chosen = self.selection
+        chosen.check()
+        with closing(EvaluationCache(self.path, create=False)) as cache:
+            dropped = cache.prune(
+                older_than=chosen.older_than or 0.0, network=chosen.network, dry_run=self.dry_run
+            )
+        done = "Would be dropped" if self.dry_run else "Dropped"
+        write(f"{done}: {dropped:,} answer{'s' * (dropped != 1)}\n")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Show or prune an evaluation cache."""
+
+    action: Annotated[CacheShow, subcommand("show")] | Annotated[CachePrune, subcommand("prune")]
+
+    def run(self) -> None:
+        """Do what was chosen."""
+        self.action.run()
+
+
 # One line for each command.
 COMMANDS: dict[str, type[Command]] = {
     "cost": Cost,
     "roofline": RooflinePlot,
     "lint": Lint,
     "train": Train,
+    "cache": Cache,
     "hardware": ListHardware,
     "networks": ListNetworks,
     "envs": ListEnvironments,
@@ -261,6 +328,6 @@ def _parse(argv: list[str]) -> Command:
         description="Hardware-aware mixed-precision quantization: costs, plots and lists. "
         "haq-env COMMAND --help explains a command; haq-env --version prints the version.",
         args=argv,
-        config=(OmitArgPrefixes, FlagCreatePairsOff),
+        config=(OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff),
     )
     return command

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OptionalInt = Annotated[int | None, arg(metavar="INT")]
 OptionalPath = Annotated[Path | None, arg(metavar="FILE")]
+CacheFile = Annotated[Positional[Path], arg(metavar="PATH", help="The SQLite file.")]
 Network = Annotated[
     Positional[str],
     arg(
@@ -114,3 +115,23 @@ class BitChoice:
         if self.bits is not None:
             return f"{self.bits} bits"
         return f"w{self.w_bits or 8}a{self.a_bits or 8}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which answers of an evaluation cache: those for which all that is given holds."""
+
+    older_than: Annotated[float | None, arg(metavar="DAYS")] = None
+    """Those computed at least so many days ago."""
+    network: Annotated[str | None, arg(metavar="NAME")] = None
+    """Those of this network."""
+    all: bool = False
+    """All of them."""
+
+    def check(self) -> None:
+        """Refuse to guess what is meant."""
+        some = self.older_than is not None or self.network is not None
+        if self.all and some:
+            raise InputError("--all contradicts --older-than and --network: give one of them.")
+        if not self.all and not some:
+            raise InputError("say what to prune: --older-than DAYS, --network NAME or --all.")

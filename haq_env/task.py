@@ -26,6 +26,7 @@ from haq_env.space import BitSpace
 if TYPE_CHECKING:
     from torch import nn
 
+    from haq_env.evaluation.cache import EvaluationCache
     from haq_env.quantization.scheme import ClipRule
 
 CLIPS = ("mse", "haq-kl")
@@ -109,6 +110,7 @@ def make_task(
     checkpoint: str | Path | None = None,
     layers: LayerTable | None = None,
     device: str = "cpu",
+    cache: str | Path | None = None,
 ) -> Task:
     """Turn names into a task: the only place that knows all registries.
 
@@ -130,6 +132,8 @@ def make_task(
         checkpoint: safetensors file with the weights of a named network.
         layers: the layer table, where the network cannot be traced.
         device: torch device of the evaluator.
+        cache: SQLite file that keeps the answers of evaluations for other processes and later
+            runs; it decides no outcome, and so it is in no record.
 
     Raises:
         InputError: something is unknown, or does not fit together; the message says what.
@@ -165,12 +169,14 @@ def make_task(
             clip=clip,
             device=device,
         )
-        recipe = TrainedEvaluator(subject, recipe, seed)
+        recipe = TrainedEvaluator(subject, recipe, seed, _cache(cache))
     elif not isinstance(recipe, Evaluator):
         raise InputError(
             "evaluator must be the name of a tier, a Recipe or an object with float_accuracy and "
             f"evaluate(bits), not {evaluator!r}."
         )
+    elif cache is not None:
+        raise InputError("a cache needs an evaluator that is the name of a tier or a Recipe.")
     settings = {
         "network": found.layers.network,
         "dataset": dataset if isinstance(dataset, str) else dataset.name,
@@ -182,6 +188,14 @@ def make_task(
         "seed": seed,
     }
     return Task(found.layers, costs, limit, space, recipe, settings)
+
+
+def _cache(path: str | Path | None) -> EvaluationCache | None:
+    if path is None:
+        return None
+    from haq_env.evaluation.cache import EvaluationCache
+
+    return EvaluationCache(path)
 
 
 def _users_own(address: str, dataset: str | Dataset) -> tuple[nn.Module, Dataset]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError
-from haq_env.evaluation.recipe import Evaluation, Recipe
+from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
 from haq_env.layers import LayerTable
 from haq_env.policy import Bits, as_bits
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from haq_env.evaluation.cache import EvaluationCache, Origin
     from haq_env.evaluation.finetune import Images
     from haq_env.quantization.network import QuantizedNetwork
     from haq_env.quantization.scheme import ClipRule
@@ -56,28 +57,38 @@ class TrainedEvaluator:
 
     An evaluation restores the float weights, sets the bits, finetunes, recomputes the batch-norm
     statistics and measures top-1 on images that the finetuning never saw and that are not the
-    test set. Answers are remembered. Torch, data and weights are loaded at the first evaluation,
-    so building one is cheap, and they do not travel when it is pickled or copied.
+    test set. Answers are remembered, and kept in a cache if there is one. Torch, data and weights
+    are loaded at the first evaluation, so building one is cheap, and they do not travel when it
+    is pickled or copied.
 
     Args:
         subject: network, data and quantizer.
         recipe: the finetuning inside every evaluation.
         seed: of the order of training images. It is one seed for all policies: policies then
             differ by their bits and not by their luck.
+        cache: answers of other processes and earlier runs; None keeps them in memory only.
 
     Attributes:
         evaluations: how many evaluations were asked for, remembered ones included.
         seconds: time spent on the ones that were not remembered.
     """
 
-    def __init__(self, subject: Subject, recipe: Recipe, seed: int = 0) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        recipe: Recipe,
+        seed: int = 0,
+        cache: EvaluationCache | None = None,
+    ) -> None:
         self.subject = subject
         self.recipe = recipe
         self.seed = seed
+        self.cache = cache
         self.evaluations = 0
         self.seconds = 0.0
         self._remembered: dict[bytes, float] = {}
         self._bench: _Bench | None = None
+        self._fingerprint = ""
         if subject.device != "cpu":
             _device(subject.device)  # a wrong one is an error now, not at the first evaluation
 
@@ -97,10 +108,16 @@ class TrainedEvaluator:
         self.evaluations += 1
         if key in self._remembered:
             return Evaluation(self._remembered[key], 0.0, cache_hit=True)
+        found = None if self.cache is None else self.cache.get(self._address(key))
+        if found is not None:
+            self._remembered[key] = found
+            return Evaluation(found, 0.0, cache_hit=True)
         start = time.perf_counter()
         result = self.bench.measure(bits, self.recipe, self.seed, ("val",))["val"]
         seconds = time.perf_counter() - start
         self.seconds += seconds
+        if self.cache is not None:
+            result = self.cache.put(self._address(key), result, seconds, bits, self._origin())
         self._remembered[key] = result
         return Evaluation(result, seconds)
 
@@ -128,8 +145,31 @@ class TrainedEvaluator:
             self._bench = _Bench(self.subject)
         return self._bench
 
+    def _address(self, key: bytes) -> str:
+        """Return where the cache keeps a policy; everything but the policy is read only once."""
+        from haq_env.evaluation.fingerprint import digest, fingerprint
+
+        if not self._fingerprint:
+            bench, settings = self.bench, (self.subject.clip, self.recipe, self.seed)
+            self._fingerprint = fingerprint(bench.network, bench.images, settings)
+        return digest([(self._fingerprint, key)])
+
+    def _origin(self) -> Origin:
+        from haq_env.evaluation.cache import Origin
+
+        subject = self.subject
+        data = subject.dataset
+        return Origin(
+            network=subject.layers.network,
+            dataset=data if isinstance(data, str) else data.name,
+            quantizer=subject.quantizer + (f" {subject.clip}" if subject.clip != "mse" else ""),
+            recipe=_recipe_name(self.recipe),
+            seed=str(self.seed),
+        )
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bench": None}
+        # the fingerprint is of the bench and of this process
+        return {**self.__dict__, "_bench": None, "_fingerprint": ""}
 
 
 class _Bench:
@@ -177,6 +217,14 @@ class _Bench:
                 finetune(network, train, recipe, seed, network.after_step)
             network.recalibrate_batchnorm(train.batch(slice(0, recipe.bn_images)))
         return {part: accuracy(network, self.images[part]) for part in parts}
+
+
+def _recipe_name(recipe: Recipe) -> str:
+    for name, known in RECIPES.items():
+        if recipe == known:
+            return name
+    special = [f for f in fields(recipe) if getattr(recipe, f.name) != f.default]
+    return ", ".join(f"{f.name}={getattr(recipe, f.name)}" for f in special)
 
 
 def _key(bits: Bits) -> bytes:
