@@ -22,12 +22,12 @@ from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
 from haq_env.search.history import History
+from haq_env.search.lagrangian import improved, prices
 from haq_env.search.sensitivity import from_table
 from haq_env.task import Task
 
 ROUNDING = 1e-12  # relative; a sum of costs may exceed the limit by so much, as in the budget
 _PAIRS = MAX_BITS * MAX_BITS
-_DEAREST = 1e300
 _SLACK = 1e3
 _OBJECTIVE = 1e3  # HiGHS stops at an absolute gap of 1e-6: 1e-9 of an objective of this size
 
@@ -180,42 +180,17 @@ def _reduced(v: Grid, c: Grid, slack: float) -> tuple[float, NDArray[np.bool_]]:
     """
     rows = np.arange(len(v))
     affordable = np.where(np.isfinite(c), c, 0.0)  # where c is infinite v is, at any price
-    least = c.argmin(axis=1)
-    known = float(v[rows, least].sum())
+    known = float(v[rows, c.argmin(axis=1)].sum())
     needless = np.zeros(v.shape, dtype=bool)
-    low, high = 0.0, 1.0
-    while high < _DEAREST and _spent(v, affordable, high) > slack:
-        high *= 4
-    for _ in range(60):
-        price = 0.5 * (low + high)
-        low, high = (price, high) if _spent(v, affordable, price) > slack else (low, price)
-    for price in (low, high):
+    for price in prices(v, c, slack):
         reduced = v + price * affordable
         chosen = reduced.argmin(axis=1)
         if c[rows, chosen].sum() <= slack:
-            known = min(known, _improved(v, c, slack, chosen))
+            known = min(known, float(v[rows, improved(v, c, slack, chosen)].sum()))
         bound = reduced.min(axis=1).sum() - price * slack
         forced = bound + reduced - reduced.min(axis=1)[:, None]
         needless |= forced > known * (1 + 1e-9)
     return known, needless
-
-
-def _spent(v: Grid, c: Grid, price: float) -> float:
-    return float(c[np.arange(len(v)), (v + price * c).argmin(axis=1)].sum())
-
-
-def _improved(v: Grid, c: Grid, slack: float, chosen: NDArray[np.int64]) -> float:
-    """Spend what is left on single changes, the largest gain first; return the value."""
-    rows = np.arange(len(v))
-    chosen = chosen.copy()
-    while True:
-        left = slack - c[rows, chosen].sum()
-        gain = v[rows, chosen][:, None] - v
-        gain = np.where(c - c[rows, chosen][:, None] <= left, gain, 0.0)
-        item, pair = np.unravel_index(gain.argmax(), gain.shape)
-        if gain[item, pair] <= 0:
-            return float(v[rows, chosen].sum())
-        chosen[item] = pair
 
 
 def _groups(layers: int, ties: Sequence[Sequence[int]]) -> NDArray[np.int64]:
