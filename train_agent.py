@@ -31,10 +31,27 @@ class Settings:
 
     env: str = "HAQ-BISMO-Edge-v0"
     """Registered environment; `haq-env envs` lists them."""
-    algo: Literal["ddpg", "td3", "sac"] = "sac"
-    """Algorithm of Stable-Baselines3."""
+    algo: Literal[
+        "ddpg",
+        "td3",
+        "sac",
+        "tqc",
+        "crossq",
+        "dqn",
+        "ppo",
+        "a2c",
+        "maskable-ppo",
+        "haq-ddpg",
+    ] = "sac"
+    """Algorithm of Stable-Baselines3, or HAQ's own agent; dqn and maskable-ppo need a -Discrete
+    environment."""
+    haq: Literal["paper", "released"] = "paper"
+    """Where HAQ's paper and its released code differ, which of them haq-ddpg follows."""
     episodes: int = 300
-    """Policies that the agent tries; each is finetuned and measured."""
+    """Policies that the agent tries; each is finetuned and measured. With --transfer-from it may be
+    0: the agent then decides once, without any search."""
+    transfer_from: Path | None = None
+    """Folder of a finished run: start from what its agent has learned there."""
     seed: int = 0
     """Seed of the agent and of the finetuning inside the reward."""
     out: Path = Path("runs/demo")
@@ -74,6 +91,8 @@ class Settings:
     def check(self) -> None:
         """Refuse numbers that would only fail after the search."""
         for name in ("episodes", "final_seeds", "shortlist", "threads"):
+            if name == "episodes" and self.transfer_from is not None and self.episodes == 0:
+                continue
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
         if self.final_steps < 0:
@@ -99,12 +118,22 @@ class Settings:
         given |= {"seed": self.seed, "device": self.device}
         return {name: value for name, value in given.items() if value is not None}
 
+    def agent_settings(self) -> dict[str, Any]:
+        """Return the agent's arguments that were given."""
+        if self.algo != "haq-ddpg":
+            return {}
+        from haq_env.agents.haq_ddpg import HaqSwitches
+
+        return {"switches": HaqSwitches() if self.haq == "paper" else HaqSwitches.released()}
+
     def record(self) -> dict[str, Any]:
         """Return what decides the outcome of the search, for comparison on resume."""
         kept = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
         kept["bits"] = None if self.bits is None else list(self.bits)
         for name in ("out", "resume", "overwrite", "final_steps", "final_seeds", "shortlist"):
             del kept[name]
+        if self.algo != "haq-ddpg":
+            del kept["haq"]  # decides nothing
         return kept
 
 
@@ -130,6 +159,7 @@ def run(settings: Settings, console: Console) -> None:
         rows,
         save_policy,
     )
+    from haq_env.agents.transfer import Source, apply_agent
     from haq_env.evaluation.recipe import FINAL
     from haq_env.report.plots import plot_bits, plot_search
     from haq_env.report.roofline import plot_roofline
@@ -138,8 +168,12 @@ def run(settings: Settings, console: Console) -> None:
     settings.check()
     torch.set_num_threads(settings.threads)
     recipe = replace(FINAL, steps=settings.final_steps)
-    env = make_env(settings.env, **settings.task_settings())
+    source = None if settings.transfer_from is None else Source.open(settings.transfer_from)
+    learned = {} if source is None else {"scales": source.scales}
+    env = make_env(settings.env, **settings.task_settings(), **learned)
     check_fits(settings.algo, env)
+    if source is not None:
+        source.check(settings.algo, env)
     task = env.task
     folder = settings.out
     open_folder(folder, settings.record(), resume=settings.resume, overwrite=settings.overwrite)
@@ -149,16 +183,22 @@ def run(settings: Settings, console: Console) -> None:
         f"{len(task.space.steps)} decisions, {budget.metric} at most {budget.limit:.4g} "
         f"{UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), searched by {settings.algo}"
     )
-    with SearchProgress(task, settings.episodes, console) as progress:
-        history = search_with_agent(
-            env,
-            settings.algo,
-            settings.episodes,
-            settings.seed,
-            folder=folder,
-            resume=settings.resume,
-            progress=progress,
-        )
+    applied = source is not None and settings.episodes == 0
+    if source is not None and applied:
+        history = apply_agent(source, env, settings.agent_settings())
+    else:
+        with SearchProgress(task, settings.episodes, console) as progress:
+            history = search_with_agent(
+                env,
+                settings.algo,
+                settings.episodes,
+                settings.seed,
+                folder=folder,
+                resume=settings.resume,
+                progress=progress,
+                settings=settings.agent_settings(),
+                **({} if source is None else {"prepare": source.warm_start, "warmup": 0}),
+            )
     if not history:
         raise KeyboardInterrupt  # before the first evaluation was finished: nothing was found
     if len(history) <= settings.episodes:
@@ -166,7 +206,8 @@ def run(settings: Settings, console: Console) -> None:
 
     seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
     with console.status(f"final finetuning of the {settings.shortlist} best policies"):
-        best = choose(task, history, recipe, settings.seed + 2000, settings.shortlist)
+        candidates = history[1:] if applied else history  # what the agent decides is what it is
+        best = choose(task, candidates, recipe, settings.seed + 2000, settings.shortlist)
     found, uniform = best.bits, task.uniform()
     finals = {}
     for name, bits in {"uniform": uniform, "found": found}.items():

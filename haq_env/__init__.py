@@ -27,13 +27,15 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
         "quantizer": "kmeans",
     },
 }
+# What an agent decides in them: bits as a number, bits as a choice, or corrections of a table.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "": ("haq_env.env:QuantizationEnv", {}),
+    "-Discrete": ("haq_env.env:QuantizationEnv", {"actions": "discrete"}),
+    "-Residual": ("haq_env.residual:ResidualEnv", {}),
+}
 for _name, _settings in ENVIRONMENTS.items():
-    for _suffix, _actions in (("", {}), ("-Discrete", {"actions": "discrete"})):
-        register(
-            id=f"{_name}{_suffix}-v0",
-            entry_point="haq_env.env:QuantizationEnv",
-            kwargs={**_settings, **_actions},
-        )
+    for _suffix, (_entry, _actions) in VARIANTS.items():
+        register(id=f"{_name}{_suffix}-v0", entry_point=_entry, kwargs={**_settings, **_actions})
 
 
 def __getattr__(name: str) -> Any:

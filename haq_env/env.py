@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -10,9 +11,10 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from haq_env.embedding import Scales, embed
 from haq_env.errors import InputError
-from haq_env.layers import LayerTable
-from haq_env.policy import MAX_BITS, WEIGHT
+from haq_env.policy import MAX_BITS, WEIGHT, Bits
+from haq_env.space import Step
 from haq_env.task import Task, make_task
 
 REWARD_SCALE = 0.1  # HAQ's lambda: reward per percentage point of accuracy
@@ -47,7 +49,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     ## Observation Space
 
     `Box(0, 1, (10,), float32)`: the layer embedding. Numbers 0 to 6 are scaled by the largest
-    and smallest value in the network; where all layers are equal they are 0.
+    and smallest value in the network, or by given `scales`; where all layers are equal they are 0.
 
     | Num | Observation | Min | Max |
     |-----|-------------|-----|-----|
@@ -107,7 +109,9 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `checkpoint` | path | None | safetensors weights of a named network |
     | `layers` | LayerTable | None | for a network that cannot be traced |
     | `device` | str | `"cpu"` | torch device of the evaluator |
+    | `cache` | path | None | SQLite file that keeps answers for other processes and later runs |
     | `actions` | str | `"continuous"` | or `"discrete"` |
+    | `scales` | two lists | None | scales of the embedding, for an agent from another network |
     | `render_mode` | str | None | `"ansi"` or `"rgb_array"` |
 
     ## Version History
@@ -122,6 +126,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
         task: Task | None = None,
         *,
         actions: Literal["continuous", "discrete"] = "continuous",
+        scales: Sequence[Sequence[float]] | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
@@ -138,7 +143,8 @@ class QuantizationEnv(gym.Env[Observation, Any]):
         else:
             raise InputError(f"actions must be 'continuous' or 'discrete', not {actions!r}.")
         self.observation_space = spaces.Box(0.0, 1.0, (10,), np.float32)
-        self._features = embed(self.task.layers)
+        self.scales = Scales.of(self.task.layers) if scales is None else Scales.read(scales)
+        self._features = embed(self.task.layers, self.scales)
         self._lowest, self._highest = self._space.lowest, self._space.highest
         self._bits = self._highest.copy()
         self._step = len(self._space.steps)  # an episode starts with reset
@@ -156,13 +162,11 @@ class QuantizationEnv(gym.Env[Observation, Any]):
         """Set the bits of one side of one layer; after the last one, project and evaluate."""
         if self._step >= len(self._space.steps):
             raise gym.error.ResetNeeded("the episode is over (or never began): call reset() first.")
-        layer, side = self._space.steps[self._step]
-        bits = max(self._to_bits(action), self._lowest[layer, side])
-        self._bits[layer, side] = bits
+        self._decide(self._space.steps[self._step], action)
         self._step += 1
         if self._step < len(self._space.steps):
             return self._observe(), 0.0, False, False, self._info()
-        requested, self._bits = self._bits, self.task.project(self._bits)
+        requested, self._bits = self._complete()
         result = self.task.evaluate(self._bits)
         reward = REWARD_SCALE * (result.accuracy - self.task.float_accuracy)
         info = self._info() | {
@@ -199,18 +203,30 @@ class QuantizationEnv(gym.Env[Observation, Any]):
 
     # -- how ----------------------------------------------------------------------------------
 
+    def _decide(self, step: Step, action: Action) -> None:
+        """Take one decision."""
+        self._bits[step] = max(self._to_bits(action), self._lowest[step])
+
+    def _complete(self) -> tuple[Bits, Bits]:
+        """Return the policy that was asked for, and the one inside the budget."""
+        return self._bits, self.task.project(self._bits)
+
     def _to_bits(self, action: Action) -> int:
         low, high = self._space.bits
-        value = np.asarray(action)
         if isinstance(self.action_space, spaces.Discrete):
             if not self.action_space.contains(action):
                 raise InputError(f"action must be an integer 0 to {high - low}, not {action!r}.")
-            return low + int(value)
+            return low + int(action)
+        return action_to_bits(self._number(action), low, high)
+
+    @staticmethod
+    def _number(action: Action) -> float:
+        value = np.asarray(action)
         if value.shape != (1,):
             raise InputError(f"action must have the shape [1], not {list(value.shape)}.")
         if not np.isfinite(value[0]):
             raise InputError(f"action must be a number in [-1, 1], not {value[0]}.")
-        return action_to_bits(float(value[0]), low, high)
+        return float(value[0])
 
     def _observe(self) -> Observation:
         done = self._step >= len(self._space.steps)
@@ -244,25 +260,3 @@ def action_to_bits(action: float, low: int, high: int) -> int:
     """
     bins = high - low + 1
     return low + min(max(math.floor((action + 1) / 2 * bins), 0), bins - 1)
-
-
-def embed(layers: LayerTable) -> NDArray[np.float64]:
-    """Return the constant part of the observation, float64 [L, 8], each column in [0, 1]."""
-    rows = []
-    for index, layer in enumerate(layers):
-        linear = layer.kind == "linear"
-        rows.append(
-            (
-                index,
-                layer.in_channels,
-                layer.out_channels,
-                layer.kernel[0],
-                0 if linear else layer.stride[0],
-                layer.input_features if linear else layer.in_size[0] * layer.in_size[1],
-                layer.weights,
-                layer.kind == "depthwise",
-            )
-        )
-    table = np.array(rows, dtype=np.float64)
-    span = np.ptp(table, axis=0)
-    return np.asarray((table - table.min(axis=0)) / np.where(span > 0, span, 1))

@@ -25,8 +25,9 @@ IDS = [
     for id, spec in gym.registry.items()
     if isinstance(spec.entry_point, str) and spec.entry_point.startswith("haq_env")
 ]
-CONTINUOUS = [id for id in IDS if "Discrete" not in id]
 DISCRETE = [id for id in IDS if "Discrete" in id]
+RESIDUAL = [id for id in IDS if "Residual" in id]
+CONTINUOUS = [id for id in IDS if id not in (*DISCRETE, *RESIDUAL)]
 CHEAP = {"evaluator": "ptq_bn"}  # for promises that have nothing to do with finetuning
 
 
@@ -47,10 +48,11 @@ def play(env: gym.Env, seed: int) -> list[tuple]:
             return steps
 
 
-def test_the_five_problems_are_registered_in_both_variants():
+def test_the_five_problems_are_registered_in_three_variants():
     names = {"BISMO-Edge", "BISMO-Cloud", "BitFusion", "BitFusion-Energy", "ModelSize"}
     assert {f"HAQ-{name}-v0" for name in names} == set(CONTINUOUS)
     assert {f"HAQ-{name}-Discrete-v0" for name in names} == set(DISCRETE)
+    assert {f"HAQ-{name}-Residual-v0" for name in names} == set(RESIDUAL)
 
 
 @pytest.mark.slow

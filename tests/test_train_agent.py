@@ -19,7 +19,6 @@ import pytest
 import stable_baselines3
 import torch
 
-from haq_env.agents import ALGORITHMS
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_agent, save_agent
 from haq_env.agents.run import search_with_agent
@@ -363,7 +362,9 @@ def test_what_cannot_be_used_is_one_line_before_any_evaluation(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("argv", [["--algo", "ppo"], ["--episodes", "many"], ["--speed", "3"]])
+@pytest.mark.parametrize(
+    "argv", [["--algo", "alphazero"], ["--episodes", "many"], ["--speed", "3"]]
+)
 def test_arguments_that_cannot_be_parsed_are_exit_code_2(argv, monkeypatch, capsys):
     assert main(monkeypatch, *argv) == 2
     assert argv[0] in capsys.readouterr().err
@@ -557,7 +558,7 @@ def toy(layers=KINDS, budget=0.5, evaluator=Additive, **settings) -> Quantizatio
     )
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])
 def test_the_agent_is_a_stock_class_with_stock_parts(name):
     agent = make_agent(name, toy(), seed=0, warmup=1)
     assert type(agent) is getattr(stable_baselines3, name.upper())
@@ -627,7 +628,7 @@ def crash_at(monkeypatch, agent_class, owner, method, after, call):
     monkeypatch.setattr(owner, method, crashing)
 
 
-@pytest.mark.parametrize("name", list(ALGORITHMS))
+@pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])
 @pytest.mark.parametrize("moment", list(CRASHES))
 def test_a_crash_at_any_moment_costs_the_running_episode_at_most(
     name, moment, tmp_path, monkeypatch

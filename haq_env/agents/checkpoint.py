@@ -16,31 +16,39 @@ import torch
 from haq_env.errors import InputError
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
 _MEMORY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-_COUNTERS = ("num_timesteps", "_episode_num", "_n_updates")
+_COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_n_calls")  # the last is DQN's
 
 
-def save_agent(agent: OffPolicyAlgorithm, path: Path) -> None:
-    """Write the state between two episodes; the file is replaced in one step."""
-    buffer = agent.replay_buffer
-    assert buffer is not None, "off-policy agents have a replay buffer"
-    used = buffer.buffer_size if buffer.full else buffer.pos
-    state = {
+def save_agent(agent: BaseAlgorithm, path: Path) -> None:
+    """Write the state between two rollouts; the file is replaced in one step.
+
+    A rollout is one episode of an off-policy agent. What an on-policy agent remembers is used up
+    at its end, so there is no memory to be kept.
+    """
+    state: dict[str, Any] = {
         "parameters": agent.get_parameters(),
         "variables": {name: _at(agent, name).detach() for name in _variables(agent)},
-        "counters": {name: int(getattr(agent, name)) for name in _COUNTERS},
-        "memory": {name: torch.from_numpy(getattr(buffer, name)[:used]) for name in _MEMORY},
-        "memory_position": (int(buffer.pos), bool(buffer.full)),
+        "counters": {name: int(_at(agent, name)) for name in _COUNTERS if hasattr(agent, name)},
         "generators": _generators(agent),
+        "scales": _scales(agent),
     }
+    if hasattr(agent, "exploration_rate"):  # DQN computes it after the step that it is used in
+        state["exploration_rate"] = float(agent.exploration_rate)
+    if hasattr(agent, "carried"):  # HaqDDPG's baseline
+        state["carried"] = agent.carried()
+    if (buffer := _memory(agent)) is not None:
+        used = buffer.buffer_size if buffer.full else buffer.pos
+        state["memory"] = {name: torch.from_numpy(getattr(buffer, name)[:used]) for name in _MEMORY}
+        state["memory_position"] = (int(buffer.pos), bool(buffer.full))
     scratch = path.with_name(path.name + ".part")
     torch.save(state, scratch)
     scratch.replace(path)
 
 
-def load_agent(agent: OffPolicyAlgorithm, path: Path) -> int:
+def load_agent(agent: BaseAlgorithm, path: Path) -> int:
     """Put a saved state into a freshly built agent of the same settings.
 
     Call `restore_generators` with the same file once training has begun.
@@ -52,28 +60,31 @@ def load_agent(agent: OffPolicyAlgorithm, path: Path) -> int:
         InputError: the file is damaged or of an agent with other settings.
     """
     state = _read(path)
-    buffer = agent.replay_buffer
-    assert buffer is not None, "off-policy agents have a replay buffer"
     try:
         agent.set_parameters(state["parameters"], device="cpu")
         for name, value in state["variables"].items():
             _at(agent, name).data.copy_(value)
-        for name, array in state["memory"].items():
-            getattr(buffer, name)[: len(array)] = array.numpy()
-        buffer.pos, buffer.full = state["memory_position"]
         for name, number in state["counters"].items():
             setattr(agent, name, number)
+        if hasattr(agent, "exploration_rate"):
+            agent.exploration_rate = state["exploration_rate"]
+        if hasattr(agent, "carry"):
+            agent.carry(state["carried"])
+        if (buffer := _memory(agent)) is not None:
+            for name, array in state["memory"].items():
+                getattr(buffer, name)[: len(array)] = array.numpy()
+            buffer.pos, buffer.full = state["memory_position"]
         state["generators"]  # is needed later
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(":. ") if str(error) else repr(error)
         raise InputError(f"{path} is not of an agent with these settings: {reason}.") from error
     episodes = int(agent._episode_num)
-    if agent.action_noise is not None:
-        agent.action_noise.start(episodes)  # type: ignore[attr-defined]
+    if (noise := getattr(agent, "action_noise", None)) is not None:
+        noise.start(episodes)
     return episodes
 
 
-def restore_generators(agent: OffPolicyAlgorithm, path: Path) -> None:
+def restore_generators(agent: BaseAlgorithm, path: Path) -> None:
     """Put the random generators back to where they were when the file was written."""
     kept = _read(path)["generators"]
     name, words, position, has_gauss, gauss = kept["numpy"]
@@ -82,8 +93,8 @@ def restore_generators(agent: OffPolicyAlgorithm, path: Path) -> None:
     agent.action_space.np_random.bit_generator.state = kept["actions"]
 
 
-def _generators(agent: OffPolicyAlgorithm) -> dict[str, Any]:
-    # SB3 draws from numpy's and torch's global generators, and warm-up actions from the space's.
+def _generators(agent: BaseAlgorithm) -> dict[str, Any]:
+    # SB3 draws from numpy's and torch's global generators, and random actions from the space's.
     name, words, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     return {
         "numpy": (name, torch.from_numpy(np.array(words)), position, has_gauss, gauss),
@@ -92,12 +103,48 @@ def _generators(agent: OffPolicyAlgorithm) -> dict[str, Any]:
     }
 
 
-def _variables(agent: OffPolicyAlgorithm) -> list[str]:
-    names = agent._get_torch_save_params()[1]  # SAC's entropy coefficient
+def load_policy(agent: BaseAlgorithm, path: Path) -> None:
+    """Put a saved agent's networks, and nothing else of it, into a freshly built one.
+
+    Raises:
+        InputError: the file is damaged or of an agent with other networks.
+    """
+    try:
+        agent.policy.load_state_dict(_read(path)["parameters"]["policy"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(":. ")
+        raise InputError(f"{path} is not of an agent with these networks: {reason}.") from error
+
+
+def load_scales(path: Path) -> list[list[float]]:
+    """Read on which scales a saved agent has seen the layers, see `haq_env.embedding`.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    state = _read(path)
+    try:
+        return [[float(number) for number in row] for row in state["scales"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not say on which scales its agent sees layers.") from error
+
+
+def _scales(agent: BaseAlgorithm) -> list[list[float]]:
+    env = agent.get_env()
+    assert env is not None, "an agent that is trained has an environment"
+    return [list(row) for row in env.get_attr("scales")[0]]
+
+
+def _memory(agent: BaseAlgorithm) -> Any:
+    return getattr(agent, "replay_buffer", None)
+
+
+def _variables(agent: BaseAlgorithm) -> list[str]:
+    names = agent._get_torch_save_params()[1]  # the entropy coefficient of SAC, TQC and CrossQ
     return [name for name in names if _at(agent, name) is not None]
 
 
-def _at(agent: OffPolicyAlgorithm, name: str) -> Any:
+def _at(agent: BaseAlgorithm, name: str) -> Any:
     return getattr(agent, name)
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from haq_env.agents.algorithms import WARMUP, make_agent
 from haq_env.agents.checkpoint import load_agent, restore_generators, save_agent
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
-from haq_env.search.history import History, measure, trial_of
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from haq_env.search.history import History, Trial, measure, trial_of
+from haq_env.task import Task
 
 Progress = Callable[[History], None]
 
@@ -31,6 +31,8 @@ def search_with_agent(
     resume: bool = False,
     warmup: int = WARMUP,
     progress: Progress | None = None,
+    prepare: Callable[[BaseAlgorithm], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> History:
     """Train an agent; every episode is one evaluation, the uniform policy is number zero.
 
@@ -40,23 +42,30 @@ def search_with_agent(
         episodes: how many episodes the agent plays in all, earlier ones of a resumed run included.
         seed: of the agent.
         folder: where ``episodes.csv`` and ``agent.pt`` are kept; None keeps them nowhere.
-        resume: go on from the folder's last finished episode, or begin if it has none; if
-            False, a run that is there is thrown away.
-        warmup: episodes of random actions.
+        resume: go on from the folder's last finished rollout (one episode of an off-policy
+            agent, a few of an on-policy one), or begin if it has none; if False, a run that is
+            there is thrown away.
+        warmup: episodes of random actions; on-policy agents have none.
         progress: called after every evaluation.
+        prepare: called with the agent before it acts for the first time, for weights that were
+            learned elsewhere; not called where a run goes on, whose agent has its own.
+        settings: overrides for `haq_env.agents.algorithms.make_agent`; a run must be resumed
+            with the same ones.
 
     Returns:
         The uniform policy and the agent's policies, ``episodes + 1`` trials. After Ctrl-C, what
         was measured until then.
 
     Raises:
-        InputError: unknown algorithm, no episodes, a damaged state.
+        InputError: unknown algorithm or setting, the wrong kind of actions, no episodes, a
+            damaged state.
     """
     if episodes < 1:
         raise InputError(f"episodes must be 1 or more, not {episodes}.")
     log = None if folder is None else folder / "episodes.csv"
     state = None if folder is None else folder / "agent.pt"
-    agent = make_agent(algorithm, env, seed, min(warmup, max(1, episodes // 3)))
+    warmup = min(warmup, max(1, episodes // 3))
+    agent = make_agent(algorithm, env, seed, warmup, **(settings or {}))
     history, done = History(log), 0
     if log is not None and state is not None:
         resume = resume and _can_go_on(log, state)
@@ -68,17 +77,19 @@ def search_with_agent(
         history = History.load(log, keep=done + 1)
         for trial in history:
             env.task.remember(trial.bits, trial.accuracy)
+    elif prepare is not None:
+        prepare(agent)
     recorder = _Recorder(env, history, state, resume, progress or (lambda _: None))
     try:
         if not len(history):
             measure(env.task, env.task.uniform(), history, project=False)
         recorder.progress(history)
-        if done < episodes:
-            steps = len(env.task.space.steps)
+        steps = len(env.task.space.steps)
+        for count in _stretches(agent, episodes - done, steps):
             agent.learn(
-                (episodes - done) * steps,
+                count * steps,
                 callback=recorder,
-                reset_num_timesteps=not resume,
+                reset_num_timesteps=agent.num_timesteps == 0,
                 log_interval=None,  # type: ignore[arg-type]  # SB3 takes None: no log of its own
             )
             if state is not None:
@@ -86,6 +97,35 @@ def search_with_agent(
     except KeyboardInterrupt:
         pass  # asked for: what has been found is returned
     return history
+
+
+def episode_trial(task: Task, info: Mapping[str, Any]) -> Trial:
+    """Describe a finished episode by the last ``info`` of its environment."""
+    return trial_of(
+        task,
+        np.array(info["policy"]),
+        np.array(info["policy_requested"]),
+        info["accuracy"],
+        info["seconds"],
+        info["cache_hit"],
+    )
+
+
+def _stretches(agent: BaseAlgorithm, episodes: int, steps: int) -> Iterator[int]:
+    """Divide the episodes that are left into calls of ``learn``, which only plays whole rollouts.
+
+    The last rollout of an on-policy agent is as short as it takes: no episode is measured beyond
+    those asked for, and every one is learned from.
+    """
+    if not isinstance(agent, OnPolicyAlgorithm):
+        yield from [episodes] * (episodes > 0)
+        return
+    rest = episodes % max(1, agent.n_steps // steps)
+    if episodes > rest:
+        yield episodes - rest
+    if rest:
+        agent.n_steps = agent.rollout_buffer.buffer_size = rest * steps
+        yield rest
 
 
 def _can_go_on(log: Path, state: Path) -> bool:
@@ -101,7 +141,7 @@ def _can_go_on(log: Path, state: Path) -> bool:
 
 
 class _Recorder(BaseCallback):
-    """Writes every episode down as soon as it is measured, and the agent between episodes."""
+    """Writes every episode down as soon as it is measured, and the agent between rollouts."""
 
     def __init__(
         self,
@@ -117,28 +157,18 @@ class _Recorder(BaseCallback):
 
     def _on_training_start(self) -> None:
         if self._resume and self._state is not None:
-            restore_generators(self._agent, self._state)
+            restore_generators(self.model, self._state)
+            self._resume = False  # only once: a run may be in two stretches
 
     def _on_rollout_start(self) -> None:
         if self._state is not None:
-            save_agent(self._agent, self._state)
+            save_agent(self.model, self._state)
 
     def _on_step(self) -> bool:
         if self.locals["dones"][0]:
             info = self.locals["infos"][0]
-            self._history.add(
-                trial_of(
-                    self._task,
-                    np.array(info["policy"]),
-                    np.array(info["policy_requested"]),
-                    info["accuracy"],
-                    info["seconds"],
-                    info["cache_hit"],
-                )
-            )
+            self._history.add(episode_trial(self._task, info))
             self.progress(self._history)
+            if isinstance(self.model, OnPolicyAlgorithm):  # which does not count them itself
+                self.model._episode_num += 1
         return True
-
-    @property
-    def _agent(self) -> OffPolicyAlgorithm:
-        return self.model  # type: ignore[return-value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -117,7 +117,7 @@ class Final:
         return {"val": list(self.val), "test": list(self.test)}
 
 
-def choose(task: Task, history: History, recipe: Recipe, seed: int, count: int) -> Trial:
+def choose(task: Task, history: Sequence[Trial], recipe: Recipe, seed: int, count: int) -> Trial:
     """Give the best few policies the final finetuning, and take the one that is best after it.
 
     The search's short finetuning ranks policies with noise, and the first of 300 is partly first

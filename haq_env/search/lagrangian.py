@@ -17,6 +17,7 @@ from haq_env.policy import MAX_BITS, Bits
 
 _DEAREST = 1e300
 _HALVINGS = 60
+ROUNDING = 5e-13  # relative; half of what the budget forgives, so that free bits are taken
 
 Choice = NDArray[np.int64]
 
@@ -37,10 +38,11 @@ def allocate(harm: Grid, budget: Budget) -> Bits:
     cost = np.where(open_pairs, budget.table.grid(budget.metric).reshape(layers, -1), np.inf)
     base = cost.min(axis=1)
     slack = budget.limit - budget.table.constant(budget.metric) - float(base.sum())
+    slack = max(slack, 0.0) + ROUNDING * budget.limit
     v = np.where(open_pairs, harm.reshape(layers, -1), np.inf)
     c = cost - base[:, None]
-    chosen = cheapest_fitting(v, c, max(slack, 0.0))
-    pairs = improved(v, c, max(slack, 0.0), chosen)
+    chosen = cheapest_fitting(v, c, slack)
+    pairs = improved(v, c, slack, chosen)
     return np.stack(np.divmod(pairs, MAX_BITS), axis=1).astype(np.int64) + 1
 
 

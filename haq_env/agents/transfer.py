@@ -1,0 +1,120 @@
+"""An agent that has learned on one network, device or budget, on another one.
+
+HAQ claims that an agent trained on MobileNet-V1 gives a good policy for MobileNet-V2 without any
+search there (SEARCH_METHODS.md section 1.13). What an agent carries over are its networks and the
+scales on which it has seen layers; its memory and its optimizers stay behind.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from haq_env.agents.algorithms import make_agent
+from haq_env.agents.checkpoint import load_policy, load_scales
+from haq_env.agents.run import episode_trial
+from haq_env.env import QuantizationEnv
+from haq_env.errors import InputError
+from haq_env.search.history import History, begin
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished run whose agent is to be used elsewhere.
+
+    Attributes:
+        state: the agent's file.
+        env: id of the environment it has learned in.
+        algorithm: how it has learned.
+        settings: of the run, as they were recorded.
+        scales: on which it has seen layers; the environment's argument of that name.
+    """
+
+    state: Path
+    env: str
+    algorithm: str
+    settings: dict[str, Any]
+    scales: list[list[float]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Source:
+        """Read the folder of a run of ``train_agent.py``.
+
+        Raises:
+            InputError: there is no run, or a part of it is missing or damaged.
+        """
+        record, state = folder / "settings.json", folder / "agent.pt"
+        if not record.exists() or not state.exists():
+            raise InputError(
+                f"{folder} holds no trained agent: settings.json and agent.pt are needed, as "
+                "train_agent.py writes them."
+            )
+        scales = load_scales(state)
+        try:
+            settings = json.loads(record.read_text(encoding="utf-8"))
+            return cls(state, settings["env"], settings["algo"], settings, scales)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{record} cannot be read: {error!r}.") from error
+
+    def check(self, algorithm: str, env: QuantizationEnv) -> None:
+        """Raise InputError if the agent cannot act in an environment."""
+        if algorithm != self.algorithm:
+            raise InputError(
+                f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: give "
+                f"--algo {self.algorithm}."
+            )
+        seen, here = _kind(self.env), _kind(env.spec.id if env.spec else "")
+        if seen != here:
+            raise InputError(
+                f"the agent in {self.state.parent} has learned in {self.env}, whose observations "
+                f"or actions differ from those of {env.spec.id if env.spec else env}: take the id "
+                f"{'with ' + seen if seen else 'without suffix'}."
+            )
+
+    def warm_start(self, agent: BaseAlgorithm) -> None:
+        """Give a new agent what this one has learned.
+
+        Raises:
+            InputError: its networks have other sizes.
+        """
+        load_policy(agent, self.state)
+
+
+def apply_agent(
+    source: Source, env: QuantizationEnv, settings: dict[str, Any] | None = None
+) -> History:
+    """Let an agent decide once on a task it has never seen, without any search.
+
+    Args:
+        source: the agent.
+        env: the environment, made with the source's scales.
+        settings: overrides for `make_agent`, those that the source was trained with.
+
+    Returns:
+        The uniform policy and the agent's one. Its choice takes no evaluation; the one
+        evaluation it is given only tells how good it is.
+    """
+    agent = make_agent(source.algorithm, env, seed=0, warmup=0, **(settings or {}))
+    source.warm_start(agent)
+    world = agent.get_env()
+    assert world is not None, "it has just been made with one"
+    history = begin(env.task, 1)
+    observation: Any = world.reset()
+    while True:
+        masks: dict[str, Any] = {}
+        if "maskable" in source.algorithm:
+            masks["action_masks"] = env.action_masks()
+        action, _ = agent.predict(observation, deterministic=True, **masks)
+        observation, _, done, infos = world.step(action)
+        if done[0]:
+            history.add(episode_trial(env.task, infos[0]))
+            return history
+
+
+def _kind(id: str) -> str:
+    """Return what an id says of observations and actions: "-Discrete", "-Residual" or nothing."""
+    return next((suffix for suffix in ("-Discrete", "-Residual") if suffix in id), "")
