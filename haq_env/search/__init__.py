@@ -26,6 +26,7 @@ SEARCH = Registry(
         "random": "haq_env.search.simple:random",
         "annealing": "haq_env.search.annealing:annealing",
         "evolution": "haq_env.search.evolution:evolution",
+        "bayesian": "haq_env.search.bayesian:bayesian",
         "greedy": "haq_env.search.greedy:greedy",
         "greedy-sensitivity": "haq_env.search.greedy:greedy_sensitivity",
         "ilp-kl": "haq_env.search.ilp:ilp_kl",
