@@ -1,0 +1,325 @@
+"""Every agent and every method that it must beat, at equal numbers of evaluations.
+
+    python benchmarks/compare_agents.py [--quick] [--tasks ...] [--methods ...] [--seeds ...]
+
+Tasks are the additive yardstick (five instances; seed s takes instance s modulo 5), the embedded
+digits task in two tiers, and any registered environment by its id (`HAQ-BitFusion-v0`, or
+`HAQ-BitFusion-v0:ptq_bn` for another tier). Runs share one evaluation cache, and a finished run is
+a file that is not run again, so the full table can be filled piece by piece: `--minutes 30` starts
+nothing new after half an hour, `--report-only` starts nothing at all. Writes raw runs (CSV), tables
+(Markdown) and plots to benchmarks/results/compare.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by side, a core each
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from haq_env.agents.methods import RESIDUAL, methods, search_method
+from haq_env.agents.session import PACKAGES, make_env
+from haq_env.errors import InputError
+from haq_env.report.comparison import (
+    Reference,
+    Run,
+    markdown,
+    plot_curves,
+    plot_profile,
+    read_csv,
+    summary,
+    table,
+    write_csv,
+)
+from haq_env.task import Task
+from haq_env.yardstick import optimum, yardstick
+
+RESULTS = Path(__file__).parent / "results" / "compare"
+INSTANCES = 5
+DIGITS = "HAQ-BISMO-Edge-v0"
+
+# What the published table holds: task -> seeds, evaluations, methods.
+SENSITIVITY = ("ilp-kl", "ilp-fit", "ilp-hawq-v2", "ilp-hawq", "greedy-sensitivity")
+CORE = ("random", "evolution", "annealing", "ilp-fit", "haq-ddpg", "sac", "residual-ppo")
+FREE = tuple(
+    name
+    for name in methods()
+    if name not in SENSITIVITY and (name == "residual-ppo" or not name.startswith(RESIDUAL))
+)
+PUBLISHED: dict[str, tuple[int, int, tuple[str, ...]]] = {
+    "yardstick": (10, 600, FREE),
+    "digits:ptq_bn": (10, 300, (*FREE, *SENSITIVITY)),
+    "digits:finetune": (5, 300, CORE),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method on a task with a seed."""
+
+    task: str
+    method: str
+    seed: int
+    evaluations: int
+
+    def path(self, folder: Path) -> Path:
+        """Where its result is kept."""
+        return folder / slug(self.task) / str(self.evaluations) / self.method / f"{self.seed}.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Compare agents and baselines at equal numbers of evaluations."""
+
+    tasks: tuple[str, ...] = tuple(PUBLISHED)
+    """yardstick, digits:finetune, digits:ptq_bn, or ID or ID:TIER of registered environments."""
+    methods: tuple[str, ...] = ()
+    """Search methods and agents by name; those of the published table when not given."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the methods (the finetuning inside the reward has one for all); those of the
+    published table when not given."""
+    evaluations: int | None = None
+    """Policies that each run may measure, the uniform policy included."""
+    jobs: int = max(1, min(8, (os.cpu_count() or 2)))
+    """Processes."""
+    minutes: float = float("inf")
+    """Start no run after so many minutes."""
+    out: Path = Path("runs/compare")
+    """Folder of finished runs and of the evaluation cache."""
+    results: Path = RESULTS
+    """Folder of raw CSVs, tables and plots; runs that are in it already are kept."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Two seeds, few evaluations, few methods: does everything work here?"""
+    report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Report what has been run."""
+
+    def jobs_of(self, task: str) -> list[Job]:
+        """List the runs of a task, seed by seed, so that a part of them is a fair comparison."""
+        if self.quick:
+            few = ("random", "evolution", "greedy", "ppo", "residual-ppo")
+            seeds, evaluations, names = 2, 40, few if task == "yardstick" else (*few, "ilp-fit")
+        else:
+            seeds, evaluations, names = PUBLISHED.get(task, PUBLISHED["digits:finetune"])
+        evaluations = self.evaluations or evaluations
+        chosen = self.methods or names
+        return [
+            Job(task, name, seed, evaluations)
+            for seed in self.seeds or range(seeds)
+            for name in chosen
+        ]
+
+
+def slug(task: str) -> str:
+    """Name of a task's files."""
+    return task.replace(":", "-").removesuffix("-v0").replace("-v0-", "-")
+
+
+def make(task: str, seed: int, cache: Path | None = None) -> Task:
+    """Build a task by name."""
+    if task == "yardstick":
+        return yardstick(seed % INSTANCES)
+    id, _, tier = task.partition(":")
+    given = {"evaluator": tier or None, "cache": cache}
+    settings = {name: value for name, value in given.items() if value is not None}
+    return make_env(DIGITS if id == "digits" else id, **settings).task
+
+
+def work(job: Job, folder: Path) -> Job:
+    """Run one job, and write down what came out."""
+    import torch
+
+    torch.set_num_threads(1)
+    task = make(job.task, job.seed, folder / "cache.sqlite")
+    task.float_accuracy  # noqa: B018  # loads network and images, which is no part of a search
+    start = time.perf_counter()
+    history = search_method(job.method)(task, job.evaluations, job.seed)
+    seconds = time.perf_counter() - start
+    charge = getattr(history, "charge", None)
+    record = {
+        **asdict(job),
+        "charge": 0.0 if charge is None else charge.evaluations,
+        "seconds": seconds - sum(trial.seconds for trial in history),
+        "hits": sum(trial.cache_hit for trial in history),
+        "trials": [[t.w_bits, t.a_bits, t.accuracy] for t in history],
+    }
+    path = job.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    scratch.replace(path)
+    return job
+
+
+def load(job: Job, folder: Path) -> Run:
+    """Read a finished run."""
+    record = json.loads(job.path(folder).read_text(encoding="utf-8"))
+    best = np.maximum.accumulate([accuracy for *_, accuracy in record["trials"]])
+    numbers = {name: record[name] for name in ("charge", "seconds", "hits")}
+    return Run(strata(job), job.method, job.seed, best, **numbers)
+
+
+def strata(job: Job) -> str:
+    """Name the task in reports, where each instance of the yardstick is one."""
+    return f"yardstick {job.seed % INSTANCES}" if job.task == "yardstick" else job.task
+
+
+def fill(settings: Settings, console: Console) -> int:
+    """Run what is missing; return how many runs failed."""
+    wanted = [job for task in settings.tasks for job in settings.jobs_of(task)]
+    for name in {job.method for job in wanted}:
+        search_method(name)  # an unknown one is an error now, before anything is spent
+    for task in settings.tasks:
+        make(task, 0)
+    known = set() if settings.quick else published(settings)
+    todo = [
+        job
+        for job in wanted
+        if not job.path(settings.out).exists() and (strata(job), job.method, job.seed) not in known
+    ]
+    console.print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them finished")
+    deadline = time.monotonic() + 60 * settings.minutes
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
+        futures: dict[Future[Job], Job] = {}
+        waiting = iter(todo)
+        while True:
+            while len(futures) < settings.jobs and time.monotonic() < deadline:
+                job = next(waiting, None)
+                if job is None:
+                    break
+                futures[pool.submit(work, job, settings.out)] = job
+            if not futures:
+                return failed
+            done = next(as_completed(futures))
+            job = futures.pop(done)
+            error = done.exception()
+            failed += error is not None
+            state = "done" if error is None else f"FAILED: {error!r}"
+            clock = time.strftime("%H:%M:%S")
+            console.print(f"{clock} {job.task}, {job.method}, seed {job.seed}: {state}")
+
+
+def published(settings: Settings) -> set[tuple[str, str, int]]:
+    """List the runs that are in the results already: (task, method, seed)."""
+    found = set()
+    for task in settings.tasks:
+        path = settings.results / f"{slug(task)}.csv"
+        for run in read_csv(path) if path.exists() else []:
+            found.add((run.task, run.method, run.seed))
+    return found
+
+
+def references(task: str, runs: Sequence[Run]) -> list[Reference]:
+    """Say what scores mean: uniform's, the best that any run has found, the proven optimum."""
+    unit = "top-1 on held-out images (%)"
+    found = []
+    for name in sorted({run.task for run in runs}):
+        own = [run for run in runs if run.task == name]
+        best = max(run.best_so_far[-1] for run in own)
+        limit = optimum(yardstick(int(name.split()[1]))) if task == "yardstick" else None
+        found.append(Reference(name, unit, own[0].best_so_far[0], best, limit))
+    return found
+
+
+def report(task: str, settings: Settings, console: Console) -> str:
+    """Write the raw runs, the plots and the table of one task; return the table."""
+    jobs = settings.jobs_of(task)
+    runs = {}
+    path = settings.results / f"{slug(task)}.csv"
+    if path.exists() and not settings.quick:
+        runs = {(run.task, run.method, run.seed): run for run in read_csv(path)}
+    for file in jobs if settings.quick else every(task, settings.out, jobs[0].evaluations):
+        if file.path(settings.out).exists():
+            run = load(file, settings.out)
+            runs[run.task, run.method, run.seed] = run
+    if not runs:
+        return f"## {task}\n\nNot run.\n"
+    settings.results.mkdir(parents=True, exist_ok=True)
+    ordered = [runs[key] for key in sorted(runs)]
+    write_csv(ordered, path)
+    known = references(task, ordered)
+    names = tuple(dict.fromkeys(job.method for job in jobs))
+    rows = summary(ordered, known, methods=names)
+    console.print(f"\n[bold]{task}[/bold]")
+    console.print(table(rows))
+    text = f"## {task}\n\n{markdown(rows)}\n"
+    lines = {row.method for row in rows if row.best is not None}
+    drawn = [run for run in ordered if run.method in lines]
+    for name, plot in (("curves", plot_curves), ("profile", plot_profile)):
+        picture = settings.results / f"{slug(task)}-{name}.png"
+        plot(drawn, known, picture)
+        text += f"![{name}]({picture.name})\n"
+    if task == "yardstick":
+        drops = mean_drops(ordered, known)
+        console.print(drops)
+        text += f"\n{drops}\n"
+    return text
+
+
+def mean_drops(runs: Sequence[Run], known: Sequence[Reference]) -> str:
+    """Say the yardstick's figure in its own unit: the drop of accuracy, mean over runs."""
+    lines = ["Mean drop (%) of the best policy, and its range over instances:", ""]
+    lines += ["| method | mean drop | instances |", "| :--- | ---: | ---: |"]
+    drops: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        own = drops.setdefault(run.method, {}).setdefault(run.task, [])
+        own.append(100 - float(run.best_so_far[-1]))
+    optima = {f"{ref.task}": [100 - ref.target] for ref in known}
+    drops["certified optimum"] = optima
+    for name, by_task in sorted(drops.items(), key=lambda each: _mean(each[1])):
+        means = [float(np.mean(each)) for each in by_task.values()]
+        lines.append(f"| {name} | {_mean(by_task):.2f} | {min(means):.2f} to {max(means):.2f} |")
+    return "\n".join(lines)
+
+
+def _mean(by_task: dict[str, list[float]]) -> float:
+    return float(np.mean([np.mean(each) for each in by_task.values()]))
+
+
+def every(task: str, folder: Path, evaluations: int) -> list[Job]:
+    """List all finished runs of a task, those of earlier calls included."""
+    paths = sorted((folder / slug(task) / str(evaluations)).glob("*/*.json"))
+    return [Job(task, path.parent.name, int(path.stem), evaluations) for path in paths]
+
+
+def main() -> None:
+    """Run what is missing, then report."""
+    settings = tyro.cli(Settings)
+    if settings.quick:
+        quick = settings.out / "quick"
+        settings = replace(settings, out=quick, results=quick / "results")
+        if settings.tasks == tuple(PUBLISHED):
+            settings = replace(settings, tasks=("yardstick", "digits:ptq_bn"))
+    console = Console(width=110)
+    try:
+        failed = 0 if settings.report_only else fill(settings, console)
+        parts = [report(task, settings, console) for task in settings.tasks]
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    versions = ", ".join(f"{name} {version(name)}" for name in (*PACKAGES, "sb3-contrib"))
+    head = "# Agents and the methods they must beat\n\n`python benchmarks/compare_agents.py`"
+    head += f"{' --quick' if settings.quick else ''}\n\n{versions}\n"
+    settings.results.mkdir(parents=True, exist_ok=True)
+    path = settings.results / "README.md"
+    path.write_text("\n".join([head, *parts]), encoding="utf-8")
+    console.print(f"Written: {path}, raw runs and plots beside it.")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
