@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -163,6 +164,18 @@ def work(job: Job, folder: Path) -> Job:
     return job
 
 
+def end_with_parent() -> None:
+    """End this worker when the main process is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def load(job: Job, folder: Path) -> Run:
     """Read a finished run."""
     record = json.loads(job.path(folder).read_text(encoding="utf-8"))
@@ -193,7 +206,7 @@ def fill(settings: Settings, console: Console) -> int:
     deadline = time.monotonic() + 60 * settings.minutes
     failed = 0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(settings.jobs, context, initializer=end_with_parent) as pool:
         futures: dict[Future[Job], Job] = {}
         waiting = iter(todo)
         while True:

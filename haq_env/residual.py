@@ -17,7 +17,9 @@ from haq_env.search.lagrangian import allocate
 from haq_env.space import Step
 from haq_env.task import Task
 
-REACH = 2.0  # an action of 1 makes a tensor exp(2) = 7.4 times as sensitive
+# An action of 1 makes a tensor exp(reach) times as sensitive: a table that was measured is trusted
+# within a factor of 1.6, the law, which knows nothing, within 7.4.
+REACH, REACH_OF_LAW = 0.5, 2.0
 WAVES = 6  # sines and cosines of a layer's position, with periods of 2 to 1/16 of the network
 LAW = "law"
 
@@ -86,7 +88,8 @@ class ResidualEnv(QuantizationEnv):
     | `prior` | str, array | None | a sensitivity (`"fit"`, `"output_kl"`, `"loss"`, `"hawq_v2"`,
       `"hawq"`), `"law"`: 4^-bits for all tensors alike, which costs nothing, or a table
       float64 [L, 2, 8]. None is `"fit"` where the evaluator has a network, else `"law"` |
-    | `reach` | float | 2.0 | logarithm of the largest correction |
+    | `reach` | float | None | logarithm of the largest correction; None is 0.5 for a table that
+      was measured or given, 2 for the law |
 
     ## Version History
 
@@ -98,13 +101,13 @@ class ResidualEnv(QuantizationEnv):
         task: Task | None = None,
         *,
         prior: str | Grid | None = None,
-        reach: float = REACH,
+        reach: float | None = None,
         **settings: Any,
     ) -> None:
         if "actions" in settings:
             raise InputError("corrections are continuous: a residual environment has no 'actions'.")
         super().__init__(task, **settings)
-        if not reach > 0:
+        if reach is not None and not reach > 0:
             raise InputError(f"reach must be positive, not {reach}.")
         if prior is None:
             prior = "fit" if isinstance(self.task.evaluator, TrainedEvaluator) else LAW
@@ -113,7 +116,9 @@ class ResidualEnv(QuantizationEnv):
 
             if prior not in METHODS:
                 raise unknown_name("prior", prior, (*METHODS, LAW))
-        self.prior, self.reach = prior, float(reach)
+        known = not isinstance(prior, str) or prior != LAW
+        self.prior = prior
+        self.reach = float(reach or (REACH if known else REACH_OF_LAW))
         self.charge = 0.0
         self.observation_space = spaces.Box(0.0, 1.0, (13 + 2 * WAVES,), np.float32)
         self._table: Grid | None = None
