@@ -7,6 +7,7 @@ scales on which it has seen layers; its memory and its optimizers stay behind.
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,19 +96,27 @@ def apply_agent(
         settings: overrides for `make_agent`, those that the source was trained with.
 
     Returns:
-        The uniform policy and the agent's one. Its choice takes no evaluation; the one
-        evaluation it is given only tells how good it is.
+        The uniform policy and the agent's one, see `decide`.
     """
     agent = make_agent(source.algorithm, env, seed=0, warmup=0, **(settings or {}))
     source.warm_start(agent)
+    return decide(agent, env)
+
+
+def decide(agent: BaseAlgorithm, env: QuantizationEnv) -> History:
+    """Let an agent play one episode without exploring.
+
+    Returns:
+        The uniform policy and the agent's one. Its choice takes no evaluation; the one
+        evaluation it is given only tells how good it is.
+    """
     world = agent.get_env()
-    assert world is not None, "it has just been made with one"
+    assert world is not None, "it has been made with one"
+    masked = "action_masks" in inspect.signature(agent.predict).parameters  # MaskablePPO
     history = begin(env.task, 1)
     observation: Any = world.reset()
     while True:
-        masks: dict[str, Any] = {}
-        if "maskable" in source.algorithm:
-            masks["action_masks"] = env.action_masks()
+        masks: dict[str, Any] = {"action_masks": env.action_masks()} if masked else {}
         action, _ = agent.predict(observation, deterministic=True, **masks)
         observation, _, done, infos = world.step(action)
         if done[0]:
