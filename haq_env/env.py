@@ -88,7 +88,8 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     come. The last one has also `policy` (pairs of weight and activation bits for all
     layers), `policy_requested` (before the projection), `accuracy`, `float_accuracy` (percent),
     `cost`, `cost_ratio` (to the 8-bit network), `budget` (the limit, in the unit of the cost),
-    `seconds` and `cache_hit` (this policy was measured before).
+    `seconds`, `cache_hit` (this policy was measured before) and `stopped_early` (the accuracy is
+    an estimate, see the argument `early_stopping`).
 
     ## Arguments
 
@@ -110,6 +111,10 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `layers` | LayerTable | None | for a network that cannot be traced |
     | `device` | str | `"cpu"` | torch device of the evaluator |
     | `cache` | path | None | SQLite file that keeps answers for other processes and later runs |
+    | `workers` | int | 1 | processes that measure a batch of policies side by side |
+    | `reuse` | int | 512 | MB for what policies that begin alike share without finetuning |
+    | `early_stopping` | float | None | chance of giving up a candidate that would have been best |
+    | `inference` | str | `"float"` | `"int8"`: measure accuracy on integer kernels; or `"auto"` |
     | `actions` | str | `"continuous"` | or `"discrete"` |
     | `scales` | two lists | None | scales of the embedding, for an agent from another network |
     | `render_mode` | str | None | `"ansi"` or `"rgb_array"` |
@@ -179,6 +184,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
             "budget": self.task.budget.limit,
             "seconds": result.seconds,
             "cache_hit": result.cache_hit,
+            "stopped_early": result.stopped_early,
         }
         return self._observe(), float(reward), True, False, info
 

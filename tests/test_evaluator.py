@@ -17,9 +17,10 @@ from haq_env.data import Dataset, Split, digits
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
+from haq_env.evaluation.bench import Subject
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.recipe import FINAL
-from haq_env.evaluation.trained import Subject, TrainedEvaluator
+from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.layers import Layer, LayerTable
 from haq_env.networks import load_network
 from haq_env.networks.bundled import WEIGHTS

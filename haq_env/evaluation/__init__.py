@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
 from haq_env.policy import Bits
 
-__all__ = ["RECIPES", "Evaluation", "Evaluator", "Recipe", "Remembering"]
+__all__ = ["RECIPES", "Batching", "Evaluation", "Evaluator", "Recipe", "Remembering"]
 
 
 @runtime_checkable
@@ -21,6 +22,15 @@ class Evaluator(Protocol):
 
     def evaluate(self, bits: Bits) -> Evaluation:
         """Measure a policy, int64 [L, 2]. The same policy must get the same answer."""
+        ...
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """An evaluator that has a faster way for several policies than one after the other."""
+
+    def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
+        """Measure policies, int64 [N, L, 2], with the answers that `evaluate` gives."""
         ...
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, get_args
 
 from haq_env.errors import InputError
+
+Inference = Literal["auto", "float", "int8"]
+INFERENCES: tuple[str, ...] = get_args(Inference)
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,17 @@ class Evaluation:
         accuracy: top-1 in percent, on held-out images.
         seconds: time it took; 0 for a remembered answer.
         cache_hit: whether the answer was remembered from an earlier call.
+        stopped_early: whether the policy was given up before all images were seen, see
+            `haq_env.evaluation.stopping`; the accuracy is an estimate then.
+        note: why floating point measured it although integers were allowed; empty otherwise, and
+            for a remembered answer.
     """
 
     accuracy: float
     seconds: float = 0.0
     cache_hit: bool = False
+    stopped_early: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,54 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError
+from haq_env.evaluation.batch import WorkerError, Workers, one_thread
+from haq_env.evaluation.bench import Bench, Subject, find_device
 from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
-from haq_env.layers import LayerTable
+from haq_env.evaluation.stopping import EarlyStopping, Score
 from haq_env.policy import Bits, as_bits
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
     from haq_env.evaluation.cache import EvaluationCache, Origin
-    from haq_env.evaluation.finetune import Images
-    from haq_env.quantization.network import QuantizedNetwork
-    from haq_env.quantization.scheme import ClipRule
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The float network that policies are tried on, by name or as objects.
+REUSE_BYTES = 1 << 29  # activations of earlier policies
+
+
+class Answer(NamedTuple):
+    """What measuring one policy gave.
 
     Attributes:
-        network: a name of `haq_env.networks` or a trained module.
-        dataset: a name of `haq_env.data` or a data set.
-        layers: the network's layers.
-        checkpoint: weights for a named network (safetensors).
-        build: keyword arguments for building a named network.
-        dataset_options: keyword arguments for loading a named data set.
-        quantizer: ``"linear"`` or ``"kmeans"``.
-        clip: rule for clipping: ``"mse"`` or ``"haq-kl"``.
-        device: torch device.
+        accuracy: top-1 in percent.
+        seconds: time it took.
+        stopped: whether the accuracy is an estimate, because the policy was given up.
+        note: why floating point measured it although integers were allowed, or nothing.
     """
 
-    network: str | nn.Module
-    dataset: str | Dataset
-    layers: LayerTable
-    checkpoint: Path | None = None
-    build: tuple[tuple[str, Any], ...] = ()
-    dataset_options: tuple[tuple[str, Any], ...] = ()
-    quantizer: str = "linear"
-    clip: ClipRule = "mse"
-    device: str = "cpu"
+    accuracy: float
+    seconds: float
+    stopped: bool
+    note: str = ""
 
 
 class TrainedEvaluator:
@@ -67,6 +56,13 @@ class TrainedEvaluator:
         seed: of the order of training images. It is one seed for all policies: policies then
             differ by their bits and not by their luck.
         cache: answers of other processes and earlier runs; None keeps them in memory only.
+        workers: processes that measure the policies of a batch side by side. More than one makes
+            every measurement, here as there, run on one thread, so that an answer does not depend
+            on where it was computed.
+        reuse: bytes for activations of earlier policies, so that without finetuning a policy
+            starts where it parts from them; it changes no answer. 0 switches it off.
+        stopping: when candidates are given up early, see `haq_env.evaluation.stopping`; None
+            measures all of them on all images.
 
     Attributes:
         evaluations: how many evaluations were asked for, remembered ones included.
@@ -79,23 +75,39 @@ class TrainedEvaluator:
         recipe: Recipe,
         seed: int = 0,
         cache: EvaluationCache | None = None,
+        *,
+        workers: int = 1,
+        reuse: int = REUSE_BYTES,
+        stopping: EarlyStopping | None = None,
     ) -> None:
+        if workers < 1:
+            raise InputError(f"workers must be 1 or more, not {workers}.")
+        if reuse < 0:
+            raise InputError(f"reuse is a number of bytes, 0 or more, not {reuse}.")
         self.subject = subject
         self.recipe = recipe
         self.seed = seed
         self.cache = cache
+        self.workers = workers
+        self.reuse = reuse
+        self.stopping = stopping
         self.evaluations = 0
         self.seconds = 0.0
         self._remembered: dict[bytes, float] = {}
-        self._bench: _Bench | None = None
+        self._estimated: dict[bytes, float] = {}  # of policies that were given up
+        self._best = -math.inf
+        self._workers: Workers | None = None
+        self._bench: Bench | None = None
         self._fingerprint = ""
         if subject.device != "cpu":
-            _device(subject.device)  # a wrong one is an error now, not at the first evaluation
+            find_device(subject.device)  # a wrong one is an error now, not at the first evaluation
 
     @property
     def float_accuracy(self) -> float:
         """Top-1 of the float network on the held-out images, in percent."""
-        return self.bench.float_accuracy("val")
+        bench = self.bench
+        with self._threads():
+            return bench.float_accuracy("val")
 
     def evaluate(self, bits: Bits) -> Evaluation:
         """Measure a policy, int64 [L, 2], on the held-out images.
@@ -106,24 +118,68 @@ class TrainedEvaluator:
         bits = as_bits(bits, len(self.subject.layers))
         key = _key(bits)
         self.evaluations += 1
-        if key in self._remembered:
-            return Evaluation(self._remembered[key], 0.0, cache_hit=True)
-        found = None if self.cache is None else self.cache.get(self._address(key))
-        if found is not None:
-            self._remembered[key] = found
-            return Evaluation(found, 0.0, cache_hit=True)
+        known = self._recall(key)
+        return self._keep(bits, key, self.measure(bits, self._best)) if known is None else known
+
+    def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
+        """Measure policies, int64 [N, L, 2]; in order, as `evaluate` would answer one by one.
+
+        A policy that comes twice is measured once and is a hit the second time. With early
+        stopping all of them race against the best accuracy before the batch.
+
+        Raises:
+            InputError: as `evaluate` does, before anything is measured.
+            WorkerError: a worker process ended; answers that had arrived are remembered.
+        """
+        batch = [as_bits(bits, len(self.subject.layers)) for bits in policies]
+        keys = [_key(bits) for bits in batch]
+        found = {key: self._recall(key) for key in dict.fromkeys(keys)}
+        # in this order policies that begin alike follow each other
+        missing = sorted(key for key, known in found.items() if known is None)
+        which = dict(zip(keys, batch, strict=True))
+        for key in missing:
+            self.bench.network.set_policy(which[key])  # a wrong one is an error now
+        self.evaluations += len(batch)
+        answers = self._measure([which[key] for key in missing])
+        for key, answer in zip(missing, answers, strict=True):
+            found[key] = self._keep(which[key], key, answer)
+        results = []
+        for key in keys:
+            result = found[key]
+            assert result is not None
+            results.append(result)
+            found[key] = self._recall(key)
+        return results
+
+    def measure(self, bits: Bits, best: float = -math.inf) -> Answer:
+        """Measure a policy, int64 [L, 2], without looking it up or keeping the answer.
+
+        Args:
+            bits: the policy.
+            best: the best accuracy so far, in percent, for early stopping.
+        """
+        bench = self.bench
         start = time.perf_counter()
-        result = self.bench.measure(bits, self.recipe, self.seed, ("val",))["val"]
-        seconds = time.perf_counter() - start
-        self.seconds += seconds
-        if self.cache is not None:
-            result = self.cache.put(self._address(key), result, seconds, bits, self._origin())
-        self._remembered[key] = result
-        return Evaluation(result, seconds)
+        score = Score(len(bench.images["val"]), self.stopping, best)
+        with self._threads():
+            accuracy = bench.judge(bits, self.recipe, self.seed, score, self.reuse)
+        return Answer(accuracy, time.perf_counter() - start, score.stopped, bench.note)
 
     def remember(self, bits: Bits, accuracy: float) -> None:
-        """Keep the accuracy of a policy, int64 [L, 2], that an earlier run measured."""
-        self._remembered[_key(bits)] = accuracy
+        """Keep the accuracy of a policy, int64 [L, 2], that an earlier run measured.
+
+        With early stopping, one that is below the best may be an estimate, and counts as one.
+        """
+        if self.stopping is not None and accuracy < self._best:
+            self._estimated[_key(bits)] = accuracy
+        else:
+            self._know(_key(bits), accuracy)
+
+    def close(self) -> None:
+        """End the worker processes, if there are any; the next batch would start new ones."""
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.close()
 
     def final(self, bits: Bits | None, recipe: Recipe, seed: int) -> dict[str, float]:
         """Measure a policy after another, usually longer finetuning.
@@ -136,22 +192,86 @@ class TrainedEvaluator:
         Returns:
             Top-1 in percent by split: ``"val"`` and ``"test"``.
         """
-        return self.bench.measure(bits, recipe, seed, ("val", "test"))
+        bench = self.bench
+        with self._threads():
+            return bench.measure(bits, recipe, seed, ("val", "test"))
 
     @property
-    def bench(self) -> _Bench:
+    def bench(self) -> Bench:
         """Network and images, loaded at the first use."""
         if self._bench is None:
-            self._bench = _Bench(self.subject)
+            with self._threads():
+                self._bench = Bench(self.subject)
         return self._bench
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return one_thread() if self.workers > 1 else nullcontext()
+
+    def _recall(self, key: bytes) -> Evaluation | None:
+        """Return the answer to a policy that was measured before."""
+        if key in self._remembered:
+            return Evaluation(self._remembered[key], cache_hit=True)
+        if key in self._estimated:
+            return Evaluation(self._estimated[key], cache_hit=True, stopped_early=True)
+        found = None if self.cache is None else self.cache.get(self._address(key))
+        if found is None:
+            return None
+        self._know(key, found)
+        return Evaluation(found, cache_hit=True)
+
+    def _keep(self, bits: Bits, key: bytes, answer: Answer) -> Evaluation:
+        """Remember an answer; only one that is no estimate goes to the cache."""
+        accuracy, seconds, stopped, note = answer
+        self.seconds += seconds
+        if stopped:
+            self._estimated[key] = accuracy
+            return Evaluation(accuracy, seconds, stopped_early=True, note=note)
+        if self.cache is not None:
+            accuracy = self.cache.put(self._address(key), accuracy, seconds, bits, self._origin())
+        self._know(key, accuracy)
+        return Evaluation(accuracy, seconds, note=note)
+
+    def _know(self, key: bytes, accuracy: float) -> None:
+        self._remembered[key] = accuracy
+        self._best = max(self._best, accuracy)
+
+    def _measure(self, policies: list[Bits]) -> Iterable[Answer]:
+        """Yield the answers to policies, measured here or by workers."""
+        best = self._best
+        if self.workers == 1 or len(policies) < 2:
+            if len(policies) > 1 and self.reuse and not self.recipe.steps:
+                shared = self.bench.prefixes(self.recipe, self.stopping, self.reuse)
+                if not isinstance(shared, str):
+                    shared.expect(policies)
+            yield from (self.measure(bits, best) for bits in policies)
+            return
+        if self._workers is None:
+            subject = self.subject
+            if subject.inference == "auto":  # workers that time it themselves could differ
+                subject = replace(subject, inference=self.bench.paths.name)
+            alone = TrainedEvaluator(
+                subject, self.recipe, self.seed, reuse=self.reuse, stopping=self.stopping
+            )
+            self._workers = Workers(alone, self.workers)
+        try:
+            yield from self._workers.measure(policies, best)
+        except WorkerError:
+            self._workers = None
+            raise
 
     def _address(self, key: bytes) -> str:
         """Return where the cache keeps a policy; everything but the policy is read only once."""
         from haq_env.evaluation.fingerprint import digest, fingerprint
 
         if not self._fingerprint:
-            bench, settings = self.bench, (self.subject.clip, self.recipe, self.seed)
-            self._fingerprint = fingerprint(bench.network, bench.images, settings)
+            bench = self.bench
+            settings: tuple[object, ...] = (self.subject.clip, self.recipe, self.seed)
+            if self.stopping is not None:  # what survives is measured in another order
+                settings += (self.stopping,)
+            if bench.paths.name != "float":  # exact sums can move an image
+                settings += (bench.paths.name,)
+            with self._threads():
+                self._fingerprint = fingerprint(bench.network, bench.images, settings)
         return digest([(self._fingerprint, key)])
 
     def _origin(self) -> Origin:
@@ -163,60 +283,13 @@ class TrainedEvaluator:
             network=subject.layers.network,
             dataset=data if isinstance(data, str) else data.name,
             quantizer=subject.quantizer + (f" {subject.clip}" if subject.clip != "mse" else ""),
-            recipe=_recipe_name(self.recipe),
+            recipe=_recipe_name(self.recipe) + ("" if self.stopping is None else ", racing"),
             seed=str(self.seed),
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # the fingerprint is of the bench and of this process
-        return {**self.__dict__, "_bench": None, "_fingerprint": ""}
-
-
-class _Bench:
-    """What an evaluation needs in memory."""
-
-    def __init__(self, subject: Subject) -> None:
-        from haq_env.evaluation.finetune import Images
-        from haq_env.quantization.network import QuantizedNetwork
-
-        device = _device(subject.device)
-        data = load_dataset(subject.dataset, **dict(subject.dataset_options))
-        self.images: dict[str, Images] = {
-            part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")
-        }
-        module = _float_module(subject).to(device)
-        sample = self.images["train"].batch(slice(0, 256))
-        _check_fits(module, data, sample[:1])
-        self.network: QuantizedNetwork = QuantizedNetwork(
-            module,
-            subject.layers,
-            quantizer=subject.quantizer,
-            clip=subject.clip,
-            calibration_images=sample,
-        )
-        self._float: dict[str, float] = {}
-
-    def float_accuracy(self, part: str) -> float:
-        """Accuracy of the float network as it was given, in percent."""
-        if part not in self._float:
-            self._float[part] = self.measure(None, None, 0, (part,))[part]
-        return self._float[part]
-
-    def measure(
-        self, bits: Bits | None, recipe: Recipe | None, seed: int, parts: tuple[str, ...]
-    ) -> dict[str, float]:
-        """Run one evaluation; a recipe of None measures what is there."""
-        from haq_env.evaluation.finetune import accuracy, finetune
-
-        network = self.network
-        network.restore()
-        network.set_policy(bits)
-        if recipe is not None:
-            train = self.images["train"]
-            if recipe.steps:
-                finetune(network, train, recipe, seed, network.after_step)
-            network.recalibrate_batchnorm(train.batch(slice(0, recipe.bn_images)))
-        return {part: accuracy(network, self.images[part]) for part in parts}
+        return {**self.__dict__, "_bench": None, "_fingerprint": "", "_workers": None}
 
 
 def _recipe_name(recipe: Recipe) -> str:
@@ -229,48 +302,3 @@ def _recipe_name(recipe: Recipe) -> str:
 
 def _key(bits: Bits) -> bytes:
     return bits.astype(np.uint8).tobytes()
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"torch device {name!r} cannot be used: {reason}") from error
-
-
-def _check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
-    """See that the network takes the images and has an output for every class."""
-    import torch
-
-    from haq_env.networks.graphs import evaluation_mode
-
-    try:
-        with torch.no_grad(), evaluation_mode(module):
-            logits = module(image)
-    except RuntimeError as error:
-        raise InputError(
-            f"the network cannot be run on images {list(data.input_shape)} of data set "
-            f"{data.name!r}: {str(error).splitlines()[0]}"
-        ) from error
-    if not torch.is_tensor(logits) or logits.ndim != 2 or logits.shape[1] < data.classes:
-        found = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise InputError(
-            f"the network must answer [1, classes] logits for an image; data set {data.name!r} "
-            f"has {data.classes} classes, but the answer is {found}."
-        )
-
-
-def _float_module(subject: Subject) -> nn.Module:
-    if not isinstance(subject.network, str):
-        return subject.network
-    from haq_env.networks import load_network
-    from haq_env.networks.checkpoint import load_checkpoint
-
-    if subject.checkpoint is None:
-        raise InputError(f"network {subject.network!r} has no trained weights to be evaluated.")
-    module = load_network(subject.network, **dict(subject.build))
-    load_checkpoint(subject.checkpoint, module)
-    return module

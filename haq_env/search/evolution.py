@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 
 from haq_env.policy import Bits
-from haq_env.search.history import History, Trial, begin, measure
+from haq_env.search.history import History, Trial, begin, measure, trial_of
 from haq_env.task import Task
 
 POPULATION, TOURNAMENT, MUTATION = 50, 10, 0.05
@@ -21,12 +22,28 @@ def evolution(task: Task, evaluations: int, seed: int) -> History:
     rng = np.random.default_rng(seed)
     history = begin(task, evaluations)
     queue: deque[Trial] = deque(history, maxlen=POPULATION)
+    first = []
+    for size in range(1, min(POPULATION, evaluations // 4)):
+        rng.integers(size, size=TOURNAMENT)  # keeps later draws where published runs have them
+        first.append(mutate(task, history[0].bits, rng))
+    queue.extend(measure_all(task, first, history))
     while len(history) < evaluations:
-        filling = len(history) < min(POPULATION, evaluations // 4)
         few = rng.integers(len(queue), size=TOURNAMENT)
-        parent = queue[0] if filling else max((queue[i] for i in few), key=lambda t: t.accuracy)
+        parent = max((queue[i] for i in few), key=lambda t: t.accuracy)
         queue.append(measure(task, mutate(task, parent.bits, rng), history))
     return history
+
+
+def measure_all(task: Task, requested: Sequence[Bits], history: History) -> list[Trial]:
+    """Project policies, each [L, 2], evaluate them as one batch, and add them in order."""
+    batch = [task.project(bits) for bits in requested]
+    trials = [
+        trial_of(task, bits, wish, result.accuracy, result.seconds, result.cache_hit)
+        for bits, wish, result in zip(batch, requested, task.evaluate_batch(batch), strict=True)
+    ]
+    for trial in trials:
+        history.add(trial)
+    return trials
 
 
 def mutate(task: Task, bits: Bits, rng: np.random.Generator, rate: float = MUTATION) -> Bits:

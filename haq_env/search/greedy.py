@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS, Bits
-from haq_env.search.evolution import mutate
+from haq_env.search.evolution import measure_all, mutate
 from haq_env.search.history import History, Trial, begin, measure
 from haq_env.search.sensitivity import from_table
 from haq_env.task import Task
@@ -112,14 +112,17 @@ def greedy(task: Task, evaluations: int, seed: int) -> History:
     share = (task.cost(here) - task.budget.limit) / max(1, rounds)
     for _ in range(rounds if share > 0 else 0):
         target = task.cost(here) - share
-        proposals = []
-        for group in np.array_split(rng.permutation(np.unique(steps[:, 0])), count):
-            mine = steps[np.isin(steps[:, 0], group)]
-            proposal = _reduced(task, here, mine, target)
-            trial = measure(task, proposal, history)
-            proposals.append((task.cost(proposal) <= target, trial.accuracy, proposal))
+        groups = np.array_split(rng.permutation(np.unique(steps[:, 0])), count)
+        proposals = [
+            _reduced(task, here, steps[np.isin(steps[:, 0], group)], target) for group in groups
+        ]
+        trials = measure_all(task, proposals, history)
         # one that misses its target is kept only if all do
-        here = max(proposals, key=lambda one: one[:2])[2]
+        worth = [
+            (task.cost(proposal) <= target, trial.accuracy)
+            for proposal, trial in zip(proposals, trials, strict=True)
+        ]
+        here = proposals[worth.index(max(worth))]
     while len(history) < evaluations:
         best: Trial = history.best
         measure(task, mutate(task, best.bits, rng), history)

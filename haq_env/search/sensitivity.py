@@ -19,6 +19,7 @@ from torch import Tensor
 
 from haq_env.cost import Grid
 from haq_env.errors import InputError
+from haq_env.evaluation.prefix import FloatSweep
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks.graphs import evaluation_mode
 from haq_env.policy import ACTIVATION, WEIGHT, Bits, as_bits
@@ -199,13 +200,17 @@ def loss(context: Context) -> Grid:
 def _one_at_a_time(context: Context, harm: Callable[[Tensor], float]) -> Grid:
     """Apply a measure to the log probabilities with each side of each layer at each width."""
     result = np.zeros(context.allowed.shape)
+    sweep = FloatSweep(context.network, [images for images, _ in context.batches()])
     for index, side, width in np.argwhere(context.allowed).tolist():
         slot = context.layers[index].slot
         if side == ACTIVATION and width + 1 not in slot.quantizer.activation_bits:
             continue  # this quantizer leaves activations in float
+        sweep.before(index)
         slot.w_bits, slot.a_bits = (width + 1, 0) if side == WEIGHT else (0, width + 1)
         try:
-            result[index, side, width] = harm(_log_probabilities(context))
+            with torch.no_grad():
+                logits = torch.cat([one.double() for one in sweep.logits()])
+            result[index, side, width] = harm(logits.log_softmax(dim=1))
         finally:
             slot.w_bits = slot.a_bits = 0
             slot.quantizer.reset()

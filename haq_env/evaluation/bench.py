@@ -1,0 +1,190 @@
+"""What an evaluation works with: network, images, and the ways of measuring one policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from haq_env.data import Dataset, load_dataset
+from haq_env.errors import InputError
+from haq_env.evaluation.recipe import Recipe
+from haq_env.evaluation.stopping import EarlyStopping, Score, count
+from haq_env.layers import LayerTable
+from haq_env.policy import Bits
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from haq_env.evaluation.finetune import Images
+    from haq_env.evaluation.prefix import PrefixReuse
+    from haq_env.quantization.network import QuantizedNetwork
+    from haq_env.quantization.scheme import ClipRule
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The float network that policies are tried on, by name or as objects.
+
+    Attributes:
+        network: a name of `haq_env.networks` or a trained module.
+        dataset: a name of `haq_env.data` or a data set.
+        layers: the network's layers.
+        checkpoint: weights for a named network (safetensors).
+        build: keyword arguments for building a named network.
+        dataset_options: keyword arguments for loading a named data set.
+        quantizer: ``"linear"`` or ``"kmeans"``.
+        clip: rule for clipping: ``"mse"`` or ``"haq-kl"``.
+        device: torch device.
+        inference: what measures the accuracy: ``"float"``, ``"int8"`` or ``"auto"``, see
+            `haq_env.evaluation.paths`.
+    """
+
+    network: str | nn.Module
+    dataset: str | Dataset
+    layers: LayerTable
+    checkpoint: Path | None = None
+    build: tuple[tuple[str, Any], ...] = ()
+    dataset_options: tuple[tuple[str, Any], ...] = ()
+    quantizer: str = "linear"
+    clip: ClipRule = "mse"
+    device: str = "cpu"
+    inference: str = "float"
+
+
+class Bench:
+    """What an evaluation needs in memory."""
+
+    def __init__(self, subject: Subject) -> None:
+        from haq_env.evaluation.finetune import Images
+        from haq_env.evaluation.paths import Paths
+        from haq_env.quantization.network import QuantizedNetwork
+
+        device = find_device(subject.device)
+        data = load_dataset(subject.dataset, **dict(subject.dataset_options))
+        self.images: dict[str, Images] = {
+            part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")
+        }
+        module = _float_module(subject).to(device)
+        sample = self.images["train"].batch(slice(0, 256))
+        _check_fits(module, data, sample[:1])
+        self.network: QuantizedNetwork = QuantizedNetwork(
+            module,
+            subject.layers,
+            quantizer=subject.quantizer,
+            clip=subject.clip,
+            calibration_images=sample,
+        )
+        self.paths = Paths(self.network, subject.inference, sample[:128])
+        self.note = ""  # on how the latest accuracy was measured
+        self._float: dict[str, float] = {}
+        self._reuse: dict[Recipe, PrefixReuse | str] = {}  # or why there is none
+
+    def float_accuracy(self, part: str) -> float:
+        """Accuracy of the float network as it was given, in percent."""
+        if part not in self._float:
+            self._float[part] = self.measure(None, None, 0, (part,))[part]
+        return self._float[part]
+
+    def measure(
+        self, bits: Bits | None, recipe: Recipe | None, seed: int, parts: tuple[str, ...]
+    ) -> dict[str, float]:
+        """Run one evaluation; a recipe of None measures what is there."""
+        from haq_env.evaluation.finetune import accuracy
+
+        self._prepare(bits, recipe, seed)
+        network, self.note = self.paths.serving()
+        return {part: accuracy(network, self.images[part]) for part in parts}
+
+    def judge(self, bits: Bits, recipe: Recipe, seed: int, score: Score, reuse: int) -> float:
+        """Measure a candidate on the held-out images, and do not do more than is needed."""
+        if not recipe.steps and reuse and self.paths.name == "float":
+            shared = self.prefixes(recipe, score.stopping, reuse)
+            if not isinstance(shared, str):
+                self.network.restore()
+                self.network.set_policy(bits)
+                shared.measure(bits, score)
+                self.note = self.paths.note
+                return score.accuracy
+        if score.stopping is None:
+            return self.measure(bits, recipe, seed, ("val",))["val"]
+        self._prepare(bits, recipe, seed)
+        network, self.note = self.paths.serving()
+        count(network, score.stopping.batches(self.images["val"]), score)
+        return score.accuracy
+
+    def prefixes(
+        self, recipe: Recipe, stopping: EarlyStopping | None, limit: int
+    ) -> PrefixReuse | str:
+        """Return what runs policies from where they part, or the reason why nothing can."""
+        from haq_env.evaluation.chain import NotAChain
+        from haq_env.evaluation.prefix import PrefixReuse
+
+        if recipe not in self._reuse:
+            try:
+                self._reuse[recipe] = PrefixReuse.of(
+                    self.network, self.images, recipe.bn_images, stopping, limit
+                )
+            except NotAChain as reason:
+                self._reuse[recipe] = str(reason)
+        return self._reuse[recipe]
+
+    def _prepare(self, bits: Bits | None, recipe: Recipe | None, seed: int) -> None:
+        """Leave the network as a policy and its recipe make it."""
+        from haq_env.evaluation.finetune import finetune
+
+        network = self.network
+        network.restore()
+        network.set_policy(bits)
+        if recipe is not None:
+            train = self.images["train"]
+            if recipe.steps:
+                finetune(network, train, recipe, seed, network.after_step)
+            network.recalibrate_batchnorm(train.batch(slice(0, recipe.bn_images)))
+
+
+def find_device(name: str) -> torch.device:
+    """Return a torch device; raise InputError if it cannot be used."""
+    import torch
+
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"torch device {name!r} cannot be used: {reason}") from error
+
+
+def _check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
+    """See that the network takes the images and has an output for every class."""
+    import torch
+
+    from haq_env.networks.graphs import evaluation_mode
+
+    try:
+        with torch.no_grad(), evaluation_mode(module):
+            logits = module(image)
+    except RuntimeError as error:
+        raise InputError(
+            f"the network cannot be run on images {list(data.input_shape)} of data set "
+            f"{data.name!r}: {str(error).splitlines()[0]}"
+        ) from error
+    if not torch.is_tensor(logits) or logits.ndim != 2 or logits.shape[1] < data.classes:
+        found = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
+        raise InputError(
+            f"the network must answer [1, classes] logits for an image; data set {data.name!r} "
+            f"has {data.classes} classes, but the answer is {found}."
+        )
+
+
+def _float_module(subject: Subject) -> nn.Module:
+    if not isinstance(subject.network, str):
+        return subject.network
+    from haq_env.networks import load_network
+    from haq_env.networks.checkpoint import load_checkpoint
+
+    if subject.checkpoint is None:
+        raise InputError(f"network {subject.network!r} has no trained weights to be evaluated.")
+    module = load_network(subject.network, **dict(subject.build))
+    load_checkpoint(subject.checkpoint, module)
+    return module

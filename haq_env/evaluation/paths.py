@@ -1,0 +1,108 @@
+"""Which arithmetic measures the accuracy: floating point, or integer kernels where they serve."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from haq_env.errors import unknown_name
+from haq_env.evaluation.recipe import INFERENCES
+from haq_env.policy import uniform
+from haq_env.quantization.integer import IntegerNetwork, IntegerProgram, Unsupported
+from haq_env.quantization.network import QuantizedNetwork
+
+AGREEMENT = 0.98  # of the predictions for the trial batch; less is no rounding, but a mistake
+ROUNDS = 3  # of the trial
+
+
+class Paths:
+    """The choice between the float and the integer path, made once for a network.
+
+    ``"auto"`` takes the path that is faster on the trial batch, ``"int8"`` the integer path
+    wherever it exists. Integer sums are exact and float sums are not, so the two can disagree on
+    single images: answers of different paths are not to be mixed.
+
+    Args:
+        network: the network that `serving` converts; its pretrained weights are restored and its
+            bits are left changed if integers are tried.
+        inference: ``"auto"``, ``"float"`` or ``"int8"``.
+        batch: normalised images [N, C, H, W] for the trial, as many as a batch of measuring.
+
+    Attributes:
+        name: the path that was chosen, ``"float"`` or ``"int8"``.
+        note: why floating point serves although integers were allowed, one line; else empty.
+
+    Raises:
+        InputError: an unknown path.
+    """
+
+    def __init__(self, network: QuantizedNetwork, inference: str, batch: Tensor) -> None:
+        if inference not in INFERENCES:
+            raise unknown_name("inference", inference, INFERENCES)
+        self.name: Literal["float", "int8"] = "float"
+        self.note = ""
+        self._network = network
+        self._program: IntegerProgram | None = None
+        if inference == "float":
+            return
+        try:
+            program = IntegerProgram.of(network)
+            seconds = _try(network, program, batch)
+        except Unsupported as reason:
+            self.note = f"float inference: {reason}"
+            return
+        if inference == "auto" and seconds["float"] <= seconds["int8"]:
+            self.note = "float inference: faster than integer kernels here"
+            return
+        self.name = "int8"
+        self._program = program
+
+    def serving(self) -> tuple[QuantizedNetwork | IntegerNetwork, str]:
+        """Return what measures the network's present policy and weights, and a note.
+
+        The network is put into evaluation mode. The note says why floating point serves although
+        integers were allowed; it is empty where the policy is float itself.
+        """
+        self._network.eval()
+        if self._program is None or self._network.bits is None:
+            return self._network, self.note if self._network.bits is not None else ""
+        try:
+            return self._program.convert(), ""
+        except Unsupported as reason:
+            return self._network, f"float inference: {reason}"
+
+
+def _try(network: QuantizedNetwork, program: IntegerProgram, batch: Tensor) -> dict[str, float]:
+    """Return the seconds of both paths for a batch, at 8 bits.
+
+    Raises:
+        Unsupported: the integer path fails, or computes something else.
+    """
+    network.eval()
+    network.restore()
+    network.set_policy(uniform(len(network.layers), 8, 8))
+    integers = program.convert()
+    with torch.no_grad():
+        expected = network(batch).argmax(dim=1)
+        try:
+            found = integers(batch).argmax(dim=1)
+        except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+            raise Unsupported(f"integer kernels fail ({type(error).__name__})") from error
+        agreement = float((expected == found).float().mean())
+        if agreement < AGREEMENT:
+            raise Unsupported(f"integer kernels agree in only {agreement:.1%} of the predictions")
+        return {"float": _seconds(network, batch), "int8": _seconds(integers, batch)}
+
+
+def _seconds(network: Callable[[Tensor], Tensor], batch: Tensor) -> float:
+    taken = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        network(batch)
+        taken.append(time.perf_counter() - start)
+    return float(np.min(taken))

@@ -1,0 +1,241 @@
+"""One quantized layer on integer kernels: 8-bit codes in, 32-bit sums, codes or floats out.
+
+A layer computes x w + b with x = s_x (c_x - z) and w = s_w c_w, so that
+
+    y = a s_x s_w + b,   a = sum (c_x - z) c_w   exact in 32 bits,
+
+and batch norm behind it is one more affine map of each output channel: it goes into the scale and
+the shift of the channel. What the next layer's quantizer does, divide by its step, round half to
+even and clip, is done on y before it is written, so that no float feature map arises.
+
+The kernels are oneDNN's, through operators that torch uses itself but does not document. They want
+unsigned inputs: signed ones are stored with z = 128. On processors without VNNI they add pairs of
+products in 16 bits, which saturates; `haq_env.quantization.kernel_check` finds out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from haq_env.quantization.layers import QuantLayer, Slot
+from haq_env.quantization.linear import LinearQuantizer
+
+SIGNED_ZERO = 128  # the code of zero where inputs are signed
+CHUNK = 1 << 18  # numbers quantized at once: three passes over them stay in the second-level cache
+
+
+class Unsupported(Exception):
+    """This network, policy or machine has no integer path; the message says why, in one line."""
+
+
+class Grid(NamedTuple):
+    """Where a layer's inputs are quantized to.
+
+    Attributes:
+        step: distance of neighbouring values, positive.
+        largest: largest code, 1 to 255, or to 127 where signed.
+        signed: whether the codes go from -largest; else they go from 0.
+    """
+
+    step: float
+    largest: int
+    signed: bool
+
+    @classmethod
+    def of(cls, slot: Slot) -> Grid:
+        """Return the grid of a layer's inputs at its present bits.
+
+        Raises:
+            Unsupported: the layer is not quantized, or not linearly.
+        """
+        quantizer, bits = slot.quantizer, slot.a_bits
+        if type(quantizer) is not LinearQuantizer:
+            raise Unsupported(f"the quantizer of layer {slot.name!r} has no common step")
+        if not (slot.w_bits and bits):
+            raise Unsupported(f"layer {slot.name!r} is in float")
+        largest = 2 ** (bits - quantizer.signed) - 1
+        return cls(quantizer.activation_clip[bits - 1] / largest, largest, quantizer.signed)
+
+    @property
+    def zero(self) -> int:
+        """The stored code of zero."""
+        return SIGNED_ZERO if self.signed else 0
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Return the stored codes of float inputs, uint8, in the same layout."""
+        # signed bytes and a flipped sign bit: the conversion to unsigned ones is six times slower
+        codes = torch.empty_like(inputs, dtype=torch.int8)
+        rows = max(1, CHUNK // max(1, inputs[:1].numel()))
+        scratch = torch.empty_like(inputs[:rows])
+        low, middle = (-self.largest, 0) if self.signed else (0, SIGNED_ZERO)
+        for start in range(0, len(inputs), rows):
+            part = inputs[start : start + rows]
+            work = torch.div(part, self.step, out=scratch[: len(part)])
+            work.round_().clamp_(low, self.largest)
+            if middle and self.largest >= middle:
+                work.sub_(middle)
+            codes[start : start + rows] = work
+        stored = codes.view(torch.uint8)
+        flipped = self.signed or self.largest >= middle
+        return stored.bitwise_xor_(SIGNED_ZERO) if flipped else stored
+
+
+class Kernel:
+    """A layer, the batch norm and the activation behind it, and the next layer's quantizer.
+
+    Args:
+        layer: with linear quantization and bits; its weights are read now.
+        norm: batch norm on the layer's output, in evaluation mode.
+        ceiling: None without an activation, infinity for ReLU, 6 for ReLU6.
+        output: the grid of the one layer that takes the output; None to put out floats.
+
+    Raises:
+        Unsupported: a kind of layer, padding or quantizer without an integer form.
+    """
+
+    def __init__(
+        self,
+        layer: QuantLayer,
+        norm: _BatchNorm | None = None,
+        ceiling: float | None = None,
+        output: Grid | None = None,
+    ) -> None:
+        self.input = Grid.of(layer.slot)
+        self.output = output
+        with torch.no_grad():
+            weight = layer.slot.quantized(layer.weight)
+            step = _weight_step(layer.slot, weight)
+            self._codes = (weight / step).round_().to(torch.int8)
+            scale, shift = _affine(layer, norm, self.input.step * step)
+            if output is not None:
+                scale, shift = scale / output.step, shift / output.step
+            self._scale, self._shift = scale.float(), shift.float()
+        self._no_zero = torch.zeros(1, dtype=torch.int64)  # of the weights
+        self._after = _post_op(ceiling, output)
+        self._geometry = _geometry(layer)
+        self._packed: Tensor | None = None
+
+    def __call__(self, inputs: Tensor, added: Tensor | None = None) -> Tensor:
+        """Run the layer.
+
+        Args:
+            inputs: stored codes on this layer's input grid (uint8), or floats.
+            added: floats of the output's shape, added before the activation; may be overwritten.
+        """
+        layout = torch.contiguous_format if self._geometry is None else torch.channels_last
+        codes = inputs.contiguous(memory_format=layout)
+        if codes.dtype != torch.uint8:
+            codes = self.input.encode(codes)
+        if self._geometry is None:
+            return self._linear(codes)
+        if self._packed is None:
+            # at the first call, because the fastest layout depends on the size of the map
+            self._packed = torch.ops.onednn.qconv_prepack(
+                self._codes, self._scale, 1.0, self.input.zero, *self._geometry, list(codes.shape)
+            )
+        operands = (codes, 1.0, self.input.zero, self._packed, self._scale, self._no_zero)
+        if added is None:
+            name, bounds = self._after
+            return cast(
+                Tensor,
+                torch.ops.onednn.qconv2d_pointwise(
+                    *operands, self._shift, *self._geometry, *self._written, name, bounds, ""
+                ),
+            )
+        after = self._after[0]
+        if added.dtype != torch.float32 or tuple(added.shape) != self._output_shape(codes):
+            # what is broadcast is no sum of maps, and the kernel would read past its end
+            result = torch.ops.onednn.qconv2d_pointwise(
+                *operands, self._shift, *self._geometry, *self._written, "none", [], ""
+            )
+            total: Tensor = result + added
+            return total.relu_() if after == "relu" else total
+        sums = added.contiguous(memory_format=torch.channels_last)
+        return cast(
+            Tensor,
+            torch.ops.onednn.qconv2d_pointwise.binary(
+                *(*operands, sums, self._shift, *self._geometry, *self._written),
+                *(1.0, 0, "sum", None, after, [], ""),
+            ),
+        )
+
+    def _linear(self, codes: Tensor) -> Tensor:
+        if self._packed is None:
+            self._packed = torch.ops.onednn.qlinear_prepack(self._codes, list(codes.shape))
+        name, bounds = self._after
+        return cast(
+            Tensor,
+            torch.ops.onednn.qlinear_pointwise(
+                *(codes, 1.0, self.input.zero, self._packed, self._scale, self._no_zero),
+                *(self._shift, *self._written, name, bounds, ""),
+            ),
+        )
+
+    def _output_shape(self, codes: Tensor) -> tuple[int, ...]:
+        assert self._geometry is not None
+        stride, padding, dilation, _ = self._geometry
+        size = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, k, s, p, d in zip(
+                codes.shape[2:], self._codes.shape[2:], stride, padding, dilation, strict=True
+            )
+        ]
+        return len(codes), len(self._codes), *size
+
+    @property
+    def _written(self) -> tuple[float, int, torch.dtype]:
+        """Scale, code of zero and type of what is written."""
+        if self.output is None:
+            return 1.0, 0, torch.float32
+        return 1.0, self.output.zero, torch.uint8
+
+
+def _weight_step(slot: Slot, quantized: Tensor) -> float:
+    if slot.w_bits == 1:
+        return float(quantized.abs().max()) or 1.0
+    quantizer = cast(LinearQuantizer, slot.quantizer)
+    largest: int = 2 ** (slot.w_bits - 1) - 1
+    return quantizer.weight_clip[slot.w_bits - 1] / largest
+
+
+def _affine(layer: QuantLayer, norm: _BatchNorm | None, step: float) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of every output channel's sums, float64 [K] each."""
+    channels = len(layer.weight)
+    scale = torch.full((channels,), step, dtype=torch.float64)
+    bias = cast("Tensor | None", layer.bias)
+    shift = torch.zeros_like(scale) if bias is None else bias.double()
+    if norm is not None:
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        gain = (variance.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            gain = gain * norm.weight.double()
+        scale, shift = scale * gain, (shift - mean.double()) * gain
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+    return scale, shift
+
+
+def _post_op(ceiling: float | None, output: Grid | None) -> tuple[str, list[float]]:
+    """Return the name and the bounds of what is done to a sum after scale and shift."""
+    if output is None:
+        if ceiling is None:
+            return "none", []
+        return ("relu", []) if ceiling == float("inf") else ("hardtanh", [0.0, ceiling])
+    low = -output.largest if output.signed and ceiling is None else 0
+    high = min(output.largest, float("inf") if ceiling is None else ceiling / output.step)
+    return "hardtanh", [float(low), float(high)]
+
+
+def _geometry(layer: QuantLayer) -> tuple[list[int], list[int], list[int], int] | None:
+    """Return stride, padding, dilation and groups of a convolution, None of a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return None
+    if not isinstance(layer, nn.Conv2d):
+        raise Unsupported(f"layer {layer.slot.name!r} is no convolution and no linear layer")
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise Unsupported(f"layer {layer.slot.name!r} has padding other than a number of zeros")
+    return list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups
