@@ -229,6 +229,7 @@ def test_the_list_of_environments_says_what_makes_them_differ(
         cells = [about[key] for key in ("hardware", "metric", "budget")]
         cells.append(about.get("quantizer", "linear"))
         assert rows[f"{name}-v0"] == rows[f"{name}-Discrete-v0"] == cells
+        assert rows[f"{name}-Residual-v0"] == cells
 
 
 @pytest.mark.parametrize("command", ["hardware", "envs", "datasets", "--version"])

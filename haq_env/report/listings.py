@@ -47,12 +47,13 @@ def describe(thing: object) -> str:
 
 def environment_table() -> Table:
     """List the registered environments, the user's own ones among them."""
-    import haq_env  # noqa: F401  (registers the environments)
+    from haq_env import VARIANTS  # the import registers the environments
 
+    ours = {entry for entry, _ in VARIANTS.values()}
     keys = ("hardware", "metric", "budget", "quantizer")
     table = _table("environment", *keys)
     for spec in sorted(gym.registry.values(), key=lambda spec: spec.id):
-        if spec.entry_point == "haq_env.env:QuantizationEnv":
+        if spec.entry_point in ours:
             about = {"quantizer": "linear", **spec.kwargs}
             table.add_row(*map(Text, (spec.id, *(str(about.get(key, "-")) for key in keys))))
     return table
