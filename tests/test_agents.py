@@ -456,13 +456,13 @@ def test_executed_actions_are_those_of_the_policy_that_was_measured():
 # -- HAQ's agent: networks and updates -----------------------------------------------------------
 
 
-def test_the_agent_is_the_papers():
+def test_the_agent_is_haqs():
     agent = make_agent("haq-ddpg", toy(), 0, 20)
     assert agent.switches == HaqSwitches()
     assert (agent.gamma, agent.tau, agent.batch_size) == (1.0, 0.01, 64)
     assert agent.replay_buffer.buffer_size == 128 * STEPS
     assert [layer.out_features for layer in agent.actor.mu if hasattr(layer, "out_features")] == [
-        400,
+        300,
         300,
         1,
     ]
