@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
-SOURCES = (("HAQ-BISMO-Edge-Residual-v0", "ppo"), ("HAQ-BISMO-Edge-v0", "sac"))
 TARGETS: dict[str, dict[str, Any]] = {
     "MobileNet-V2, edge": {"network": "mobilenet_v2"},
     "cloud": {"hardware": "bismo-cloud"},
@@ -43,6 +42,8 @@ TARGETS: dict[str, dict[str, Any]] = {
 class Settings:
     """Put trained agents on tasks they have never seen."""
 
+    sources: tuple[str, ...] = ("HAQ-BISMO-Edge-Residual-v0:ppo",)
+    """Environment and algorithm that are learned from; another one is HAQ-BISMO-Edge-v0:sac."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the agents that learn."""
     episodes: int = 300
@@ -82,7 +83,7 @@ def main() -> None:
     console = Console(record=True, width=110)
     finals = tuple(range(1000, 1000 + settings.final_seeds))
     failed = False
-    for id, algorithm in SOURCES:
+    for id, _, algorithm in (name.partition(":") for name in settings.sources):
         sources = [Source.open(learn(id, algorithm, seed, settings)) for seed in settings.seeds]
         table = Table(
             "target", "uniform", "untrained", *(f"seed {seed}" for seed in settings.seeds),
