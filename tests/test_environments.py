@@ -326,7 +326,8 @@ def test_the_class_docstring_is_a_documentation_page_that_fits_the_spaces():
 
     from haq_env.task import make_task
 
-    arguments = {*inspect.signature(make_task).parameters, "task", "actions", "render_mode"}
+    own = {"task", "actions", "scales", "render_mode"}
+    arguments = {*inspect.signature(make_task).parameters, *own}
     assert set(rows("Arguments")) == arguments
 
 

@@ -2,6 +2,8 @@
 policy.
 """
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -142,3 +144,12 @@ def test_its_problem_is_that_of_the_plain_environment(digits):
     plain = QuantizationEnv(evaluator="ptq_bn", budget="w3a2", hardware="bismo-edge")
     assert digits.task.budget.limit == plain.task.budget.limit
     assert digits.task.space.steps == plain.task.space.steps
+
+
+def test_its_page_lists_what_is_observed_and_what_can_be_set(digits):
+    page = ResidualEnv.__doc__
+    table = page.split("## Observation Space")[1].split("## ")[0]
+    last = max(int(number) for number in re.findall(r"^ *\| (?:\d+-)?(\d+) \|", table, flags=re.M))
+    assert last == digits.observation_space.shape[0] - 1
+    for name in ("prior", "reach"):
+        assert f"| `{name}` |" in page.split("## Arguments")[1]
