@@ -90,8 +90,8 @@ class ResidualEnv(QuantizationEnv):
     | `reach` | float | None | logarithm of the largest correction: 1, or 2 for the law |
 
     A prior is the name of a sensitivity (`"fit"`, `"output_kl"`, `"loss"`, `"hawq_v2"`,
-    `"hawq"`), a table of your own, float64 [L, 2, 8], or `"law"`: 4^-bits for all tensors alike, which costs
-    nothing. None is `"fit"` where the evaluator has a network, else `"law"`.
+    `"hawq"`), a table of your own, float64 [L, 2, 8], or `"law"`: 4^-bits for all tensors
+    alike, which costs nothing. None is `"fit"` where the evaluator has a network, else `"law"`.
 
     ## Version History
 
