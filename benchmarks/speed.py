@@ -735,7 +735,9 @@ def write(name: str, text: str) -> None:
     parts = {part.split("\n", 1)[0]: "## " + part for part in before.split("\n## ")[1:]}
     parts[name] = text
     body = "\n".join(parts[each].rstrip("\n") + "\n" for each in SECTIONS if each in parts)
-    RESULTS.write_text(f"{HEAD}\n{body}", "utf-8")
+    missing = [each for each in SECTIONS if each not in parts]
+    note = f"Sections that have not been run: {', '.join(missing)}.\n\n" if missing else ""
+    RESULTS.write_text(f"{HEAD}\n{note}{body}", "utf-8")
 
 
 def main() -> None:
