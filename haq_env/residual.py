@@ -121,7 +121,7 @@ class ResidualEnv(QuantizationEnv):
         known = not isinstance(prior, str) or prior != LAW
         self.prior = prior
         self.reach = float(reach or (REACH if known else REACH_OF_LAW))
-        self.charge = 0.0
+        self.charge, self.charge_seconds = 0.0, 0.0  # of the table: evaluations, seconds
         self.observation_space = spaces.Box(0.0, 1.0, (13 + 2 * WAVES,), np.float32)
         self._table: Grid | None = None
         self._corrections = np.zeros(self._lowest.shape)
@@ -168,7 +168,7 @@ class ResidualEnv(QuantizationEnv):
         from haq_env.search.sensitivity import measure_sensitivity
 
         found = measure_sensitivity(self.task, self.prior)
-        self.charge = found.charge.evaluations
+        self.charge_seconds, self.charge = found.charge
         return found.table
 
     def _described(self) -> NDArray[np.float64]:

@@ -44,8 +44,13 @@ def search_method(name: str) -> Search:
         from haq_env.env import QuantizationEnv
         from haq_env.residual import ResidualEnv
 
-        actions = ALGORITHMS[algorithm].actions
-        env = ResidualEnv(task) if residual else QuantizationEnv(task, actions=actions)
-        return search_with_agent(env, algorithm, evaluations - 1, seed)
+        if not residual:
+            env = QuantizationEnv(task, actions=ALGORITHMS[algorithm].actions)
+            return search_with_agent(env, algorithm, evaluations - 1, seed)
+        from haq_env.search.sensitivity import Charge, ChargedHistory
+
+        corrected = ResidualEnv(task)
+        history = search_with_agent(corrected, algorithm, evaluations - 1, seed)
+        return ChargedHistory(history, Charge(corrected.charge_seconds, corrected.charge))
 
     return agent
