@@ -34,17 +34,10 @@ from rich.console import Console
 from haq_env.agents.methods import RESIDUAL, methods, search_method
 from haq_env.agents.session import PACKAGES, make_env
 from haq_env.errors import InputError
-from haq_env.report.comparison import (
-    Reference,
-    Run,
-    markdown,
-    plot_curves,
-    plot_profile,
-    read_csv,
-    summary,
-    table,
-    write_csv,
-)
+from haq_env.report.comparison import summary
+from haq_env.report.comparison_plots import plot_curves, plot_profile
+from haq_env.report.comparison_tables import markdown, table
+from haq_env.report.runs import Reference, Run, read_csv, write_csv
 from haq_env.task import Task
 from haq_env.yardstick import optimum, yardstick
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from haq_env.agents.methods import methods, search_method
-from haq_env.report.comparison import read_csv
+from haq_env.report.runs import read_csv
 from haq_env.yardstick import optimum, yardstick
 
 ROOT = Path(__file__).parent.parent

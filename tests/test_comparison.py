@@ -10,17 +10,10 @@ import pytest
 from rich.console import Console
 
 from haq_env.errors import InputError
-from haq_env.report.comparison import (
-    Reference,
-    Run,
-    markdown,
-    plot_curves,
-    plot_profile,
-    read_csv,
-    summary,
-    table,
-    write_csv,
-)
+from haq_env.report.comparison import summary
+from haq_env.report.comparison_plots import plot_curves, plot_profile
+from haq_env.report.comparison_tables import markdown, table
+from haq_env.report.runs import Reference, Run, read_csv, write_csv
 
 EDGE = Reference("edge", "top-1, %", uniform=70.0, best_known=90.0)
 CLOUD = Reference("cloud", "top-1, %", uniform=50.0, best_known=59.0, optimum=60.0)

@@ -150,5 +150,5 @@ def _measure(bits: Bits, best: float) -> Answer:
 
     torch.set_num_threads(1)
     if _evaluator is None:
-        _evaluator = pickle.loads(_content)
+        _evaluator = pickle.loads(_content)  # bytes that the main process made, never a file
     return _evaluator.measure(bits, best)
