@@ -189,7 +189,11 @@ def test_a_worker_that_dies_is_one_clear_error_and_what_arrived_is_kept(crew):
 def test_after_a_worker_has_died_the_next_batch_starts_new_ones(crew):
     policies = some(crew, 6, seed=5)
     crew.evaluate_batch(policies[:2])
-    crew.evaluator._workers._pool._processes.copy().popitem()[1].kill()
+    pool = crew.evaluator._workers._pool
+    pool._processes.copy().popitem()[1].kill()
+    deadline = time.monotonic() + 30
+    while not pool._broken and time.monotonic() < deadline:
+        time.sleep(0.01)  # else the other one may measure all before anybody has noticed
     with pytest.raises(WorkerError, match="a worker process ended"):
         crew.evaluate_batch(policies[2:4])
     alone = small(evaluator=Recipe(steps=3))

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq_env.networks.graphs import OneInput, evaluation_mode
+from haq_env.networks.graphs import evaluation_mode
 from haq_env.policy import uniform
 from haq_env.quantization.batchnorm import recalibrate_batchnorm
+from haq_env.quantization.fusion import follow
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
 
@@ -146,24 +147,12 @@ class Tail(nn.Module):
 # -- cutting a network -------------------------------------------------------------------------
 
 
-class _Tracer(fx.Tracer):
-    """Sees quantized layers as one step, however deep they are."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, QuantLayer):
-            return True
-        leaf = super().is_leaf_module(m, module_qualified_name)
-        return leaf and not any(isinstance(part, QuantLayer) for part in m.modules())
-
-
 def _traced(network: QuantizedNetwork) -> tuple[fx.Graph, nn.Module]:
-    root = OneInput(network.module).eval()
     try:
-        graph = _Tracer().trace(root)
+        return follow(network.module)
     except Exception as error:  # whatever the network's own code raises on symbols
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NotAChain(f"torch.fx cannot follow it ({line})") from error
-    return graph, root
 
 
 def _ends(graph: fx.Graph, root: nn.Module) -> list[int]:

@@ -75,6 +75,7 @@ class CifarBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.stride = stride
@@ -88,8 +89,9 @@ class CifarBlock(nn.Module):
             # Half of the new channels in front and half behind, all zero: option A.
             front = self.added // 2
             shortcut = F.pad(shortcut, (0, 0, 0, 0, front, self.added - front))
-        hidden = F.relu(self.bn1(self.conv1(features)))
-        return F.relu(self.bn2(self.conv2(hidden)) + shortcut)
+        hidden = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(features)))))
+        hidden += shortcut
+        return F.relu(hidden, inplace=True)
 
 
 class CifarResNet(nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from haq_env.quantization.fusion import InPlaceBatchNorm2d, ceiling_of, follow
 from haq_env.quantization.kernel_check import check_kernels
 from haq_env.quantization.kernels import Grid, Kernel, Unsupported
 from haq_env.quantization.layers import QuantLayer
@@ -32,6 +33,7 @@ __all__ = ["IntegerNetwork", "IntegerProgram", "Unsupported"]
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
 _RELU6S = (F.relu6,)
+_NORMS = (nn.BatchNorm2d, InPlaceBatchNorm2d)
 _PASS_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in evaluation mode
 
 
@@ -108,9 +110,8 @@ class IntegerProgram:
         for parameter in network.module.parameters():
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
                 raise Unsupported("integer kernels need a float32 network on the CPU")
-        root = _Root(network.module)
         try:
-            graph = _Tracer().trace(root)
+            graph, root = follow(network.module)
         except Exception as error:  # whatever the network's own code raises on proxies
             raise Unsupported(f"the network cannot be traced ({type(error).__name__})") from error
         stages = _fuse(graph, dict(root.named_modules()))
@@ -142,25 +143,6 @@ class _Stage:
     def kernel(self) -> Kernel:
         output = None if self.consumer is None else Grid.of(self.consumer.slot)
         return Kernel(self.layer, self.norm, self.ceiling, output)
-
-
-class _Root(nn.Module):
-    """The network with its first argument alone, so that the others keep their defaults."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Any:
-        return self.network(images)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, QuantLayer):
-            return True
-        leaf = super().is_leaf_module(m, module_qualified_name)
-        return leaf and not any(isinstance(part, QuantLayer) for part in m.modules())
 
 
 def _run(kernels: list[Kernel], number: int, inputs: Tensor, added: Tensor | None = None) -> Tensor:
@@ -227,7 +209,7 @@ def _absorb(user: fx.Node, module: nn.Module | None, stage: _Stage, chain: list[
         return fits
     if not isinstance(stage.layer, nn.Conv2d) or stage.added is not None:
         return False
-    if type(module) is nn.BatchNorm2d:
+    if isinstance(module, nn.BatchNorm2d) and type(module) in _NORMS:
         fits = stage.norm is None and module.running_mean is not None
         stage.norm = module if fits else stage.norm
         return fits
@@ -238,11 +220,9 @@ def _absorb(user: fx.Node, module: nn.Module | None, stage: _Stage, chain: list[
 
 def _ceiling(node: fx.Node, module: nn.Module | None) -> float | None:
     """Return the bound of a ReLU, infinity for the plain one, None for anything else."""
-    if type(module) is nn.ReLU or _called(node) in _RELUS:
+    if _called(node) in _RELUS:
         return float("inf")
-    if type(module) is nn.ReLU6 or _called(node) in _RELU6S:
-        return 6.0
-    return None
+    return 6.0 if _called(node) in _RELU6S else ceiling_of(module)
 
 
 def _other_operand(add: fx.Node, chain: list[fx.Node]) -> fx.Node | None:

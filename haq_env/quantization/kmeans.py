@@ -69,6 +69,10 @@ class KMeansQuantizer:
         """Return the inputs as they are."""
         return inputs
 
+    def clips_like_relu(self, ceiling: float) -> bool:
+        """Return False: the inputs stay as they are."""
+        return False
+
     def after_step(self, weight: Tensor, bits: int) -> None:
         """Replace every weight by its moved centroid, in place."""
         with torch.no_grad():

@@ -134,6 +134,10 @@ class LinearQuantizer:
         """Return the quantized inputs; see `quantize_activation`."""
         return quantize_activation(inputs, self.activation_clip[bits - 1], bits, self.signed)
 
+    def clips_like_relu(self, ceiling: float) -> bool:
+        """Tell whether unsigned codes end below a ReLU's bound; see `LayerQuantizer`."""
+        return not self.signed and max(self.activation_clip) <= ceiling
+
     def after_step(self, weight: Tensor, bits: int) -> None:
         """Do nothing: the float weights are the master copy."""
 
@@ -155,6 +159,8 @@ def _numpy(tensor: Tensor) -> NDArray[np.floating[Any]]:
 def _quantize(x: Tensor, low: float, high: float, step: float, gradient: Gradient) -> Tensor:
     if gradient is Gradient.STE:
         return cast(Tensor, _Through.apply(x, low, high, step))
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x.clamp(low, high).div_(step).round_().mul_(step)
     # hardtanh saves only its input, which the layer before keeps anyway; rounding then works in
     # place on hardtanh's output and saves nothing: the cheapest training form measured
     clipped = torch.nn.functional.hardtanh(x, low, high)

@@ -18,6 +18,7 @@ from haq_env.policy import Bits, as_bits
 from haq_env.quantization import QUANTIZERS
 from haq_env.quantization.batchnorm import recalibrate_batchnorm
 from haq_env.quantization.calibration import sampling_stride
+from haq_env.quantization.fusion import fuse
 from haq_env.quantization.layers import QuantLayer, Slot, WeightCache, make_quantized
 from haq_env.quantization.scheme import CentroidUpdate, ClipRule, Settings
 
@@ -105,6 +106,7 @@ class QuantizedNetwork(nn.Module):
                 )
             slot = Slot(layer.name, make(layer, part.weight, sample, settings), cache)
             self._layers.append(make_quantized(part, slot))
+        fuse(self.module)
         self._pretrained = {
             name: tensor.detach().clone() for name, tensor in self._tensors().items()
         }

@@ -66,6 +66,14 @@ class LayerQuantizer(Protocol):
         """Return the quantized inputs; the tensor that came is not changed."""
         ...
 
+    def clips_like_relu(self, ceiling: float) -> bool:
+        """Tell whether the quantized inputs and their gradient are the same behind a ReLU.
+
+        Args:
+            ceiling: bound of the ReLU, infinity for the plain one.
+        """
+        ...
+
     def after_step(self, weight: Tensor, bits: int) -> None:
         """Do what the scheme asks for after an optimizer step, in place on the weights."""
         ...
