@@ -51,6 +51,7 @@ def test_a_fused_network_answers_and_learns_bit_for_bit_like_the_plain_one(name,
     module(images())  # statistics that are not all zero and one
     fused, plain = both(module.eval(), monkeypatch)
     relus, norms = kinds(fused)
+    assert repr(fused.module) == repr(plain.module)  # which is in the keys of evaluation caches
     assert relus or name == "resnet18"  # whose ReLUs are each called in two places
     assert norms
     for seed in range(3):

@@ -100,6 +100,8 @@ def test_every_section_runs_quickly(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "speed.py"), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=900)
     assert done.returncode in (0, 1), done.stderr
-    sections = "evaluation inference step episode search calibration kmeans overhead growth cuda"
+    sections = (
+        "evaluation inference step episode search prefix calibration kmeans overhead growth cuda"
+    )
     for name in sections.split():
         assert f" {name} " in done.stdout, name

@@ -32,6 +32,10 @@ class AbsorbedReLU(nn.ReLU):
             return super().forward(input)
         return nn.functional.relu6(input, self.inplace)
 
+    def _get_name(self) -> str:
+        # printed as what it computes: digests of a network do not depend on fusion
+        return "ReLU" if self.ceiling == float("inf") else "ReLU6"
+
 
 class InPlaceBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that writes over its input when it only applies its statistics."""
@@ -50,6 +54,9 @@ class InPlaceBatchNorm2d(nn.BatchNorm2d):
             save_mean=unused,
             save_invstd=unused,
         )[0]
+
+    def _get_name(self) -> str:
+        return "BatchNorm2d"
 
 
 def fuse(module: nn.Module) -> None:
