@@ -66,6 +66,7 @@ class Bench:
         self.images: dict[str, Images] = {
             part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")
         }
+        _check_classes(subject, data)
         module = _float_module(subject).to(device)
         sample = self.images["train"].batch(slice(0, 256))
         _check_fits(module, data, sample[:1])
@@ -174,6 +175,16 @@ def _check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
         raise InputError(
             f"the network must answer [1, classes] logits for an image; data set {data.name!r} "
             f"has {data.classes} classes, but the answer is {found}."
+        )
+
+
+def _check_classes(subject: Subject, data: Dataset) -> None:
+    """See that weights for one set of classes are not used for another."""
+    classes = dict(subject.build).get("classes", data.classes)
+    if classes != data.classes:
+        raise InputError(
+            f"{subject.checkpoint} is for {classes} classes, and data set {data.name!r} has "
+            f"{data.classes}."
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,8 +47,7 @@ class Images:
     """
 
     def __init__(self, split: Split, dataset: Dataset, device: torch.device) -> None:
-        # copies, so that views of every kind and read-only arrays will do
-        self._raw = torch.from_numpy(split.images.copy()).to(device)
+        self._raw = torch.from_numpy(_own(split.images)).to(device)
         self.labels = torch.from_numpy(split.labels.astype(np.int64)).to(device)
         shape = (1, -1, 1, 1)
         self._scale = 1 / (255 * torch.tensor(dataset.std, device=device).view(shape))
@@ -66,6 +66,12 @@ class Images:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield self.batch(part), self.labels[part]
+
+
+def _own(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copy, so that views of every kind and read-only arrays will do; not what a file backs."""
+    mapped = isinstance(images, np.memmap) and images.flags.writeable
+    return images if mapped and images.flags.c_contiguous else images.copy()
 
 
 def accuracy(network: Trainable, images: Images, batch_size: int = 128) -> float:
@@ -98,19 +104,16 @@ def finetune(
         The mean loss of the last quarter of the steps; NaN without steps.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": others},
-    ]
     optimizer = torch.optim.SGD(
-        groups, lr=recipe.learning_rate, momentum=recipe.momentum, foreach=True
+        parameter_groups(network, recipe.weight_decay),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        foreach=True,
     )
     order = _order(len(images), recipe, seed)
     losses = []
     network.train()
-    with _dropout_seeded(seed, images.labels.device):
+    with dropout_seeded(seed, images.labels.device):
         for step, index in enumerate(torch.split(order, recipe.batch_size)):
             lr = 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * step / recipe.steps))
             for group in optimizer.param_groups:
@@ -128,8 +131,16 @@ def finetune(
     return float(torch.stack(tail).mean()) if tail else math.nan
 
 
+def parameter_groups(network: Trainable, weight_decay: float) -> list[dict[str, Any]]:
+    """Return what an optimizer trains: weights with decay; biases and normalisation without."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others}]
+
+
 @contextmanager
-def _dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
+def dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed what dropout draws from; the caller's generators come back on the way out."""
     # torch.manual_seed would seed accelerators too that are not used here and not put back
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from haq_env.data import load_dataset
+from haq_env.data import dataset_name, load_dataset
 from haq_env.evaluation.finetune import Images, accuracy, finetune
 from haq_env.evaluation.recipe import Recipe
 from haq_env.networks import load_network
@@ -76,7 +76,7 @@ def train_float(
     loss = finetune(module, images["train"], recipe, seed)
     about = {
         "network": network,
-        "dataset": dataset,
+        "dataset": dataset_name(dataset),
         "dataset_options": options,
         "build": build,
         "accuracy": {part: accuracy(module, images[part]) for part in images},

@@ -19,7 +19,9 @@ NETWORKS = Registry(
     "network",
     {
         "mobilenet_v1": "haq_env.networks.mobilenet:mobilenet_v1",
+        "mobilenet_v1_050": "haq_env.networks.mobilenet:mobilenet_v1_050",
         "mobilenet_v2": "haq_env.networks.mobilenet:mobilenet_v2",
+        "mobilenet_v2_050": "haq_env.networks.mobilenet:mobilenet_v2_050",
         "resnet18": "haq_env.networks.resnet:resnet18",
         "resnet20": "haq_env.networks.resnet:resnet20",
         "resnet50": "haq_env.networks.resnet:resnet50",

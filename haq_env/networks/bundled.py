@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haq_env.data import DATASETS, Dataset, load_dataset
+from haq_env.data import DATASETS, Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.layers import LayerTable
 from haq_env.networks import NETWORKS
@@ -54,19 +54,20 @@ def find_trained(
     Raises:
         InputError: unknown data set, no weights for a named network, or a foreign checkpoint.
     """
-    if isinstance(dataset, str) and ":" not in dataset:
-        DATASETS[dataset]  # an unknown name is an error now, not at the first evaluation
+    name = dataset_name(dataset)
+    if isinstance(dataset, str) and ":" not in name:
+        DATASETS[name]  # an unknown name is an error now, not at the first evaluation
     if not isinstance(network, str):
         if checkpoint is not None:
             raise InputError("a checkpoint goes with a network's name, not with a module.")
         return Trained(layers or _traced(network, dataset))
-    path = _weights(network, dataset) if checkpoint is None else Path(checkpoint)
+    path = _weights(network, name) if checkpoint is None else Path(checkpoint)
     about = _about(path)
     if about.get("network") != network:
         raise InputError(f"{path} holds weights of {about.get('network')!r}, not of {network!r}.")
     from haq_env.networks.layers_json import layers_from_json
 
-    options = about.get("dataset_options", {}) if about.get("dataset") == dataset else {}
+    options = about.get("dataset_options", {}) if about.get("dataset") == name else {}
     return Trained(
         layers or layers_from_json(about.get("layer_table")),
         path,
@@ -81,6 +82,16 @@ def bundled_pairs() -> list[tuple[str, str]]:
     return [(str(each["network"]), str(each["dataset"])) for each in about]
 
 
+def training_command(network: str, dataset: str) -> str:
+    """Return the command that trains a network."""
+    if dataset == "digits":
+        return f"haq-env train {network} --dataset digits --out file.safetensors"
+    return (
+        f"python benchmarks/train_network.py --network {network} --dataset {dataset} "
+        "--out file.safetensors"
+    )
+
+
 def network_names() -> list[str]:
     """Return the names of all networks that can be built, torchvision's included."""
     import torchvision
@@ -88,8 +99,7 @@ def network_names() -> list[str]:
     return [*NETWORKS, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def _weights(network: str, dataset: str | Dataset) -> Path:
-    name = dataset if isinstance(dataset, str) else dataset.name
+def _weights(network: str, name: str) -> Path:
     path = WEIGHTS / f"{network}_{name}.safetensors"
     if not path.exists():
         if network not in network_names():
@@ -97,8 +107,8 @@ def _weights(network: str, dataset: str | Dataset) -> Path:
         pairs = ", ".join(f"{n} for {d}" for n, d in bundled_pairs())
         raise InputError(
             f"no trained weights of network {network!r} for data set {name!r} are bundled (there "
-            f"are: {pairs}). Give checkpoint='file.safetensors' (made by `haq-env train {network} "
-            f"--dataset {name}`), or your own trained torch module as the network."
+            f"are: {pairs}). Make them with `{training_command(network, name)}` and give "
+            "checkpoint='file.safetensors', or give your own trained torch module as the network."
         )
     return path
 

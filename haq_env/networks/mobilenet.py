@@ -1,7 +1,11 @@
 """MobileNet-V1 and MobileNet-V2 for images of any size.
 
-ImageNet's five halvings of the map would leave nothing of a 32x32 image, so small images get a
-stem of stride 1 and fewer strided blocks, as is usual for CIFAR.
+ImageNet's five halvings of the map would leave one pixel of a 32x32 image, so small images get a
+stem of stride 1 and, where they are smaller still, fewer strided blocks. From 28 to 64 pixels the
+layouts are those that most work on CIFAR uses, https://github.com/kuangliu/pytorch-cifar: V1
+(``models/mobilenet.py``) keeps its four strided pairs and ends in 2x2 pixels at 32x32, V2
+(``models/mobilenetv2.py``) loses the stride of its second stage and ends in 4x4. V2's blocks are
+torchvision's: where the channels change there is no shortcut.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ V1_CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 V1_STRIDES: tuple[tuple[float, int, tuple[int, ...]], ...] = (
     (11, 1, (1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1)),
     (27, 1, (1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1)),
-    (64, 1, (1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)),
+    (64, 1, (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)),
     (float("inf"), 2, (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)),
 )
 
@@ -100,6 +104,24 @@ def mobilenet_v2(
     assert isinstance(stem, nn.Conv2d)
     stem.stride = (stem_stride, stem_stride)
     return with_input_channels(network, in_channels)
+
+
+def mobilenet_v1_050(
+    *, classes: int = 1000, image_size: int = 224, width: float = 1.0, in_channels: int = 3
+) -> nn.Module:
+    """MobileNet-V1 of half the width; a further width is a factor on that."""
+    return mobilenet_v1(
+        classes=classes, image_size=image_size, width=0.5 * width, in_channels=in_channels
+    )
+
+
+def mobilenet_v2_050(
+    *, classes: int = 1000, image_size: int = 224, width: float = 1.0, in_channels: int = 3
+) -> nn.Module:
+    """MobileNet-V2 of half the width; a further width is a factor on that."""
+    return mobilenet_v2(
+        classes=classes, image_size=image_size, width=0.5 * width, in_channels=in_channels
+    )
 
 
 def _conv_bn_relu(

@@ -1,24 +1,15 @@
-"""Image sets, held in memory as arrays, with three splits that never mix."""
+"""Image sets as arrays, with three splits that never mix."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from haq_env.errors import InputError
-from haq_env.imports import import_address
-from haq_env.registry import Registry
-
-DATASETS = Registry(
-    "data set",
-    {
-        "digits": "haq_env.data:digits",
-    },
-)
 
 
 class _Samples(Protocol):
@@ -33,7 +24,7 @@ class Split:
     """Images and labels.
 
     Attributes:
-        images: uint8 [N, C, H, W].
+        images: uint8 [N, C, H, W]; in memory, or mapped from a file.
         labels: int64 [N], from 0.
     """
 
@@ -55,6 +46,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, count: int) -> Split:
+        """Return the first images, without copying; the built-in sets are in a shuffled order.
+
+        Raises:
+            InputError: there are not so many, or the count is below 1.
+        """
+        if not 1 <= count <= len(self):
+            raise InputError(f"there are 1 to {len(self):,} images to be had, not {count:,}.")
+        return Split(self.images[:count], self.labels[:count])
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -68,6 +69,7 @@ class Dataset:
         train: what the network is trained, calibrated and finetuned on.
         val: held out of all training; what a search measures accuracy on.
         test: touched only by the final evaluation of a found policy.
+        about: where the images come from and how they were split, for records.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    about: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for part in ("train", "val", "test"):
@@ -117,10 +120,10 @@ class Dataset:
             mean: per channel, on the scale 0 to 1.
             std: per channel.
         """
-        parts = [
+        first, second, third = (
             s if isinstance(s, Split) else _gather(name, s, len(mean)) for s in (train, val, test)
-        ]
-        return cls(name, classes, tuple(mean), tuple(std), *parts)
+        )
+        return cls(name, classes, tuple(mean), tuple(std), first, second, third)
 
 
 def _gather(name: str, samples: _Samples, channels: int) -> Split:
@@ -145,61 +148,3 @@ def _gather(name: str, samples: _Samples, channels: int) -> Split:
     if len(shapes) != 1:
         raise InputError(f"data set {name!r}: images must have one shape, not {sorted(shapes)}.")
     return Split(np.stack(images), np.array(labels, dtype=np.int64))
-
-
-def digits(size: int = 16) -> Dataset:
-    """Return scikit-learn's 1,797 handwritten digits (UCI, 8 x 8, 16 grey levels).
-
-    Args:
-        size: side of the images in pixels; 8 is the original, larger ones are interpolated.
-
-    Returns:
-        897 images to train on, 450 held out for searching, 450 to test; the split is fixed.
-    """
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    images = _enlarge(raw.images.astype(np.float64) / 16, size)
-    pixels = np.rint(images * 255).astype(np.uint8)[:, None]
-    labels = raw.target.astype(np.int64)
-    # Writers follow each other in the file; a fixed shuffle gives every split all of them.
-    order = np.random.default_rng(0).permutation(len(labels))
-    parts = np.split(order, [897, 1347])
-    train, val, test = (Split(pixels[part], labels[part]) for part in parts)
-    mean, std = train.images.mean() / 255, train.images.std() / 255
-    return Dataset("digits", 10, (float(mean),), (float(std),), train, val, test)
-
-
-def _enlarge(images: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Resize square images [N, S, S] bilinearly, pixel centres aligned."""
-    side = images.shape[1]
-    if size == side:
-        return images
-    at = np.clip((np.arange(size) + 0.5) * side / size - 0.5, 0, side - 1)
-    low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, side - 1)
-    share = at - low
-    weights = np.zeros((size, side))
-    weights[np.arange(size), low] += 1 - share
-    weights[np.arange(size), high] += share
-    return np.asarray(weights @ images @ weights.T)
-
-
-def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
-    """Return a data set.
-
-    Args:
-        dataset: a name in `DATASETS`; ``"package.module:factory"``, where the factory returns a
-            `Dataset`; or a `Dataset`, returned as it is.
-        **options: keyword arguments of the named loader.
-
-    Raises:
-        InputError: unknown name, or what it names is no data set.
-    """
-    if isinstance(dataset, Dataset):
-        return dataset
-    factory = import_address("data set", dataset) if ":" in dataset else DATASETS[dataset]
-    loaded = factory(**options) if callable(factory) else factory
-    if not isinstance(loaded, Dataset):
-        raise InputError(f"data set {dataset!r} is {type(loaded).__name__}, not a Dataset.")
-    return loaded

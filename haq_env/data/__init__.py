@@ -1,0 +1,7 @@
+"""Image sets: the built-in ones by name, and the user's own."""
+
+from haq_env.data.dataset import Dataset, Split
+from haq_env.data.handwritten import digits
+from haq_env.data.loading import DATASETS, dataset_name, load_dataset
+
+__all__ = ["DATASETS", "Dataset", "Split", "dataset_name", "digits", "load_dataset"]

@@ -1,0 +1,62 @@
+"""From a name to a data set."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from haq_env.data.dataset import Dataset
+from haq_env.errors import InputError, unknown_name
+from haq_env.imports import import_address
+from haq_env.registry import Registry
+
+DATASETS = Registry(
+    "data set",
+    {
+        "digits": "haq_env.data.handwritten:digits",
+        "cifar10": "haq_env.data.cifar:cifar10",
+        "imagefolder": "haq_env.data.folders:imagefolder",
+        "imagenet": "haq_env.data.folders:imagenet",
+    },
+)
+
+
+def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
+    """Return a data set.
+
+    Args:
+        dataset: a name in `DATASETS`, for some of them with a path, such as ``"cifar10:FOLDER"``;
+            ``"package.module:factory"``, where the factory returns a `Dataset`; or a `Dataset`,
+            returned as it is.
+        **options: keyword arguments of the named loader.
+
+    Raises:
+        InputError: unknown name, no such option, or what it names is no data set.
+    """
+    if isinstance(dataset, Dataset):
+        return dataset
+    name, colon, root = dataset.partition(":")
+    if name in DATASETS:
+        factory = DATASETS[name]
+        if callable(factory):
+            known = inspect.signature(factory).parameters
+            if colon and "root" not in known:
+                raise InputError(f"data set {name!r} has no folder: write {name!r} alone.")
+            options = {"root": root, **options} if colon else options
+            for option in options:
+                if option not in known:
+                    raise unknown_name(f"option of data set {name!r}:", option, known)
+    else:
+        factory = import_address("data set", dataset) if colon else DATASETS[dataset]
+    loaded = factory(**options) if callable(factory) else factory
+    if not isinstance(loaded, Dataset):
+        raise InputError(f"data set {dataset!r} is {type(loaded).__name__}, not a Dataset.")
+    return loaded
+
+
+def dataset_name(dataset: str | Dataset) -> str:
+    """Return what a data set is called, without the path that it is read from."""
+    if isinstance(dataset, Dataset):
+        return dataset.name
+    name = dataset.partition(":")[0]
+    return name if name in DATASETS else dataset

@@ -1,0 +1,273 @@
+"""Training a float network epoch by epoch, so that it can stop and go on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from haq_env.data import Dataset
+from haq_env.errors import InputError, unknown_name
+from haq_env.evaluation.augment import AUGMENTATIONS, Augmentation, augment
+from haq_env.evaluation.finetune import Images, accuracy, dropout_seeded, parameter_groups
+
+Schedule = Literal["cosine", "one-cycle"]
+Precision = Literal["auto", "float32", "bfloat16"]
+# Share of the steps in which the learning rate rises from nothing; Smith & Topin 2017 for the last.
+_RISING: dict[str, float] = {"cosine": 0.05, "one-cycle": 0.25}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained: SGD with Nesterov's momentum."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 0.1
+    """The highest one."""
+    schedule: Schedule = "cosine"
+    """How it rises and falls: a short rise and a cosine, or a quarter up and three down."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """On the weights of convolutions and linear layers."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    ema: float = 0.0
+    """Decay, a step, of a moving average that is kept instead of the weights; 0 for none."""
+    augmentation: Augmentation = "crop-flip"
+    """What is done to training images."""
+    seed: int = 0
+    """Of the first weights, the order of images and the augmentation."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in _RISING:
+            raise unknown_name("schedule", self.schedule, _RISING)
+        if self.augmentation not in AUGMENTATIONS:
+            raise unknown_name("augmentation", self.augmentation, AUGMENTATIONS)
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("momentum", "label_smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), not {getattr(self, name)}.")
+        if self.weight_decay < 0 or self.seed < 0:
+            raise InputError("weight_decay and seed must not be negative.")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step, from 0, among so many."""
+        done, rising = (step + 0.5) / steps, _RISING[self.schedule]
+        if done < rising:
+            return self.learning_rate * done / rising
+        left = (1 - done) / (1 - rising)
+        falling = 0.5 * (1 - math.cos(math.pi * left)) if self.schedule == "cosine" else left
+        return self.learning_rate * falling
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of a training's curve."""
+
+    epoch: int
+    """From 1."""
+    learning_rate: float
+    """Of the last step."""
+    loss: float
+    """Mean over the training images, as they were shown."""
+    train: float
+    """Share of them that was right when they were shown, in percent."""
+    val: float
+    """Top-1 on the held-out images after the epoch, in percent."""
+    seconds: float
+    """Time that it took."""
+    device: str
+    """What computed it."""
+
+
+class Trainer:
+    """A training between two epochs.
+
+    Everything that is drawn by chance in an epoch follows from the seed and the epoch's number, so
+    weights, optimizer and rows are the whole state. On a CPU and with the same number of threads,
+    a training that was interrupted ends in the same bits as one that was not.
+
+    Args:
+        module: the network, with its first weights; it is moved to the device.
+        data: the data set; its test images are not used here.
+        training: the recipe.
+        device: torch device.
+        precision: ``"auto"`` computes forward and backward in bfloat16 on a GPU and in float32
+            elsewhere.
+
+    Raises:
+        InputError: there are fewer training images than a batch holds.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Dataset,
+        training: Training,
+        device: torch.device,
+        precision: Precision = "auto",
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise unknown_name("precision", precision, get_args(Precision))
+        if len(data.train) < training.batch_size:
+            raise InputError(
+                f"data set {data.name!r} has {len(data.train)} training images, fewer than a batch "
+                f"of {training.batch_size}."
+            )
+        self.training, self.device, self.rows = training, device, list[Epoch]()
+        self.steps = len(data.train) // training.batch_size  # an epoch
+        self._narrow = device.type == "cuda" if precision == "auto" else precision == "bfloat16"
+        self._images = Images(data.train, data, device)
+        self._held_out = Images(data.val, data, device)
+        # torch knows this call, but its annotations do not
+        self.module: nn.Module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._average = _average(module, training.ema)
+        self._optimizer = torch.optim.SGD(
+            parameter_groups(module, training.weight_decay),
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            nesterov=training.momentum > 0,
+            foreach=True,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.rows) >= self.training.epochs
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to keep: the average where there is one."""
+        return self.module if self._average is None else self._average.module
+
+    def epoch(self, after_step: Callable[[], None] | None = None) -> Epoch:
+        """Train for one epoch and measure on the held-out images.
+
+        Args:
+            after_step: called after every step, to show progress.
+
+        Raises:
+            InputError: the loss is no number any more.
+        """
+        start, number, training = time.monotonic(), len(self.rows), self.training
+        rng = np.random.default_rng([training.seed, number])
+        order = torch.from_numpy(rng.permutation(len(self._images))).to(self.device)
+        chance = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        totals = torch.zeros(2, device=self.device)
+        self.module.train()
+        rate = 0.0
+        with dropout_seeded(int(rng.integers(2**62)), self.device):
+            for step in range(self.steps):
+                rate = training.rate(number * self.steps + step, training.epochs * self.steps)
+                for group in self._optimizer.param_groups:
+                    group["lr"] = rate
+                first = step * training.batch_size
+                totals += self._step(order[first : first + training.batch_size], chance)
+                if after_step is not None:
+                    after_step()
+        loss, right = (totals / (self.steps * training.batch_size)).tolist()
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the training came apart in epoch {number + 1} (loss {loss}): begin again with a "
+                "smaller learning_rate."
+            )
+        val = accuracy(self.result, self._held_out)
+        seconds = time.monotonic() - start
+        about = _device_name(self.device)
+        self.rows.append(Epoch(number + 1, rate, loss, 100 * right, val, seconds, about))
+        return self.rows[-1]
+
+    def _step(self, index: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
+        """Take one step; return the sum of losses and the number of right answers."""
+        labels = self._images.labels[index]
+        batch = self._images.batch(index).contiguous(memory_format=torch.channels_last)
+        batch = augment(batch, chance, self.training.augmentation)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._narrow):
+            logits = self.module(batch)
+        logits = logits.float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.training.label_smoothing)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update_parameters(self.module)
+        right = (logits.detach().argmax(dim=1) == labels).sum()
+        return torch.stack((loss.detach() * len(labels), right.float()))
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs: tensors, numbers and text."""
+        return {
+            "module": self.module.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state of a training with the same settings.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: it is not of such a training.
+        """
+        self.module.load_state_dict(state["module"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        names = [each.name for each in fields(Epoch)]
+        self.rows = [Epoch(**{name: row[name] for name in names}) for row in state["rows"]]
+
+    def accuracies(self, data: Dataset) -> dict[str, float]:
+        """Measure what the network is worth in the end: held-out and test images, in percent."""
+        test = Images(data.test, data, self.device)
+        return {
+            "val": accuracy(self.result, self._held_out),
+            "test": accuracy(self.result, test),
+        }
+
+    def round_to_half(self, tolerance: float = 0.1) -> tuple[bool, float, float]:
+        """Round weights to fp16, unless the held-out images show a loss.
+
+        Args:
+            tolerance: points of top-1 that may be lost.
+
+        Returns:
+            Whether they are rounded now; the accuracy before and after, in percent.
+        """
+        wide = {name: tensor.clone() for name, tensor in self.result.state_dict().items()}
+        before = accuracy(self.result, self._held_out)
+        with torch.no_grad():
+            for tensor in self.result.state_dict().values():
+                if tensor.is_floating_point() and tensor.dim() > 1:
+                    tensor.copy_(tensor.half().float())
+        after = accuracy(self.result, self._held_out)
+        fits = after >= before - tolerance
+        if not fits:
+            self.result.load_state_dict(wide)
+        return fits, before, after
+
+
+def _average(module: nn.Module, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,235 @@
+"""Training in pieces: a kill loses one epoch at most, and the end is the same to the bit."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from haq_env.data import Dataset, Split, load_dataset
+from haq_env.errors import InputError
+from haq_env.evaluation.augment import augment
+from haq_env.evaluation.resumable import train_in_pieces
+from haq_env.evaluation.training import Trainer, Training
+from haq_env.networks import bundled, load_network
+from haq_env.task import make_task
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "train_network.py"
+DIGITS = {"width": 0.125, "image_size": 16}
+BRIEF = Training(epochs=3, batch_size=64, augmentation="crop", ema=0.9, label_smoothing=0.1)
+SETTINGS = [
+    *("--network", "mobilenet_v2", "--dataset", "digits", "--width", "0.125", "--image-size", "16"),
+    *("--epochs", "3", "--batch-size", "64", "--augmentation", "crop", "--ema", "0.9"),
+    *("--label-smoothing", "0.1", "--device", "cpu", "--threads", "1"),
+]
+
+
+def brief(out: Path, training: Training = BRIEF, **options):
+    # MobileNet-V2 has dropout, whose chance must be carried over too
+    return train_in_pieces("mobilenet_v2", "digits", out, training, **DIGITS, **options)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("unbroken") / "v2.safetensors"
+    assert brief(out, command="the command")
+    return out
+
+
+def same_curves(one: Path, other: Path) -> bool:
+    rows = [
+        [{**row, "seconds": ""} for row in csv.DictReader(path.with_suffix(".csv").open())]
+        for path in (one, other)
+    ]
+    return rows[0] == rows[1]
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+# -- stopping and going on ---------------------------------------------------------------------
+
+
+def test_a_training_in_pieces_ends_in_the_bits_of_an_unbroken_one(unbroken, tmp_path):
+    out = tmp_path / "v2.safetensors"
+    assert brief(out, minutes=0) is None
+    assert brief(out, minutes=0) is None
+    assert brief(out)
+    assert same_bits(out, unbroken)
+    assert same_curves(out, unbroken)
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_where_it_was(unbroken, tmp_path):
+    out = tmp_path / "v2.safetensors"
+    command = [sys.executable, str(SCRIPT), *SETTINGS, "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not out.with_suffix(".state").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 3 epochs are done" not in done.stdout
+    assert same_bits(out, unbroken)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert "epoch" not in again.stdout
+    assert "Written" in again.stdout
+
+
+def test_other_settings_do_not_go_on_in_the_same_files(tmp_path, unbroken):
+    out = tmp_path / "v2.safetensors"
+    brief(out, minutes=0)
+    with pytest.raises(InputError, match="is of a training with epochs = 3, and now it is 4"):
+        brief(out, replace(BRIEF, epochs=4))
+    with pytest.raises(InputError, match=r"v2\.safetensors is of a training with seed = 0, and"):
+        brief(unbroken, replace(BRIEF, seed=1))
+    out.with_suffix(".state").write_bytes(b"nothing that was saved")
+    with pytest.raises(InputError, match=r"v2\.state is no state of a training, or damaged"):
+        brief(out)
+
+
+# -- what is written ---------------------------------------------------------------------------
+
+
+def test_the_card_says_how_the_weights_were_made_and_what_they_are_worth(unbroken):
+    card = json.loads(unbroken.with_suffix(".json").read_text())
+    assert card["training"]["epochs"] == 3
+    assert card["command"] == "the command"
+    assert card["seconds"] > 0
+    assert card["devices"] == ["cpu, 1 threads"]
+    assert "torch" in card["versions"]
+    rows = list(csv.DictReader(unbroken.with_suffix(".csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert card["half"]["val_float32"] == pytest.approx(float(rows[-1]["val"]), abs=1e-3)
+    assert not unbroken.with_suffix(".state").exists()
+    task = make_task("mobilenet_v2", "digits", checkpoint=unbroken)
+    assert task.float_accuracy == pytest.approx(card["accuracy"]["val"])
+
+
+def test_weights_are_stored_in_half_only_if_the_accuracy_stays():
+    data = load_dataset("digits")
+    module = load_network("mobilenet_v1", classes=10, image_size=16, width=0.125, in_channels=1)
+    trainer = Trainer(module, data, Training(batch_size=64), torch.device("cpu"))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fits, _, _ = trainer.round_to_half(tolerance=-1)  # no loss is small enough
+    assert not fits
+    assert all(torch.equal(module.state_dict()[name], before[name]) for name in before)
+    fits, wide, narrow = trainer.round_to_half(tolerance=100)
+    assert fits
+    assert narrow >= wide - 100
+    weight = module.state_dict()["classifier.weight"]
+    assert torch.equal(weight, weight.half().float())
+    assert not torch.equal(weight, before["classifier.weight"])
+
+
+def test_a_file_dropped_among_the_bundled_ones_works_by_name(unbroken, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundled, "WEIGHTS", tmp_path)
+    with pytest.raises(InputError, match=r"train_network\.py --network resnet20 --dataset cifar10"):
+        make_task("resnet20", "cifar10")
+    out = tmp_path / "mobilenet_v1_050_tiny.safetensors"
+    rng = np.random.default_rng(0)
+    part = Split(rng.integers(0, 256, (64, 3, 32, 32), dtype=np.uint8), np.arange(64) % 10)
+    tiny = Dataset("tiny", 10, (0.5,) * 3, (0.25,) * 3, part, part, part)
+    training = Training(epochs=1, batch_size=32)
+    assert train_in_pieces("mobilenet_v1", tiny, out, training, width=0.5)
+    task = make_task("mobilenet_v1_050", tiny)
+    assert task.layers.network == "mobilenet_v1_050"
+    assert task.layers[0].out_channels == 16
+    assert 0 <= task.float_accuracy <= 100
+    shutil.copy(out, tmp_path / "mobilenet_v1_tiny.safetensors")
+    with pytest.raises(InputError, match="holds weights of 'mobilenet_v1_050'"):
+        make_task("mobilenet_v1", tiny)
+
+
+# -- the recipe --------------------------------------------------------------------------------
+
+
+def test_training_learns_the_digits(tmp_path):
+    training = Training(epochs=5, batch_size=32, augmentation="none", schedule="one-cycle")
+    out = tmp_path / "v1.safetensors"
+    card = train_in_pieces("mobilenet_v1", "digits", out, training, **DIGITS)
+    assert card["accuracy"]["val"] > 60  # guessing gives 10
+
+
+@pytest.mark.parametrize(("schedule", "rising"), [("cosine", 0.05), ("one-cycle", 0.25)])
+def test_the_learning_rate_rises_once_and_falls_to_nothing(schedule, rising):
+    training = Training(schedule=schedule, learning_rate=0.2)
+    rates = np.array([training.rate(step, 1000) for step in range(1000)])
+    top = int(rates.argmax())
+    assert top == pytest.approx(1000 * rising, abs=2)
+    assert rates.max() == pytest.approx(0.2, rel=0.02)
+    assert (np.diff(rates[: top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    assert 0 < rates[-1] < 2e-4
+
+
+def test_augmented_images_are_shifted_and_mirrored_each_by_its_own():
+    ramp = torch.arange(8.0).expand(200, 1, 8, 8) + 100 * torch.arange(8.0).view(8, 1)
+    chance = torch.Generator().manual_seed(0)
+    shown = augment(ramp, chance, "crop-flip", padding=2)
+    seen = set()
+    for image in shown[:, 0]:
+        inside = image[2:6, 2:6]  # what comes in at the border is never here
+        rightwards = float(inside[0, 1] - inside[0, 0])
+        seen.add((rightwards, float(inside[0, 0]) // 100))
+        assert torch.equal(inside[1:] - inside[:-1], torch.full((3, 4), 100.0))
+        assert torch.equal(inside[:, 1:] - inside[:, :-1], torch.full((4, 3), rightwards))
+    assert seen == {(way, row) for way in (-1.0, 1.0) for row in range(5)}
+    crops = augment(ramp, chance, "crop", padding=2)
+    assert (crops[:, 0, 3, 4] > crops[:, 0, 3, 3]).all()
+    assert augment(ramp, chance, "none") is ramp
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
+        ({"schedule": "cosin"}, "Did you mean 'cosine'"),
+        ({"augmentation": "flip"}, "unknown augmentation 'flip'"),
+        ({"weight_decay": -1.0}, "must not be negative"),
+    ],
+)
+def test_a_recipe_out_of_range_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        replace(BRIEF, **change)
+
+
+def test_a_training_that_comes_apart_says_so(tmp_path):
+    with pytest.raises(InputError, match=r"came apart in epoch 1 .*smaller learning_rate"):
+        brief(tmp_path / "v2.safetensors", replace(BRIEF, learning_rate=1e30))
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".state", ".safetensors")]
+    with pytest.raises(InputError, match="897 training images, fewer than a batch of 1000"):
+        brief(tmp_path / "v2.safetensors", replace(BRIEF, batch_size=1000))
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_first_epoch(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"cannot write .*v2\.csv"):
+        brief(tmp_path / "file" / "v2.safetensors")
+    with pytest.raises(InputError, match=r"must be called FILE\.safetensors, not .*v2\.pt"):
+        brief(tmp_path / "v2.pt")
+
+
+def test_the_script_says_what_is_wrong_in_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--network", "resnet20", "--dataset", "cifar10:nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: CIFAR-10 folder nowhere does not exist")
+    assert len(done.stderr.strip().splitlines()) == 1
