@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -34,6 +33,7 @@ from rich.console import Console
 from haq_env.agents.methods import RESIDUAL, methods, search_method
 from haq_env.agents.session import PACKAGES, make_env
 from haq_env.errors import InputError
+from haq_env.processes import end_with_parent
 from haq_env.report.comparison import summary
 from haq_env.report.comparison_plots import plot_curves, plot_profile
 from haq_env.report.comparison_tables import markdown, table
@@ -47,7 +47,7 @@ DIGITS = "HAQ-BISMO-Edge-v0"
 
 # What the published table holds: task -> seeds, evaluations, methods.
 SENSITIVITY = ("ilp-kl", "ilp-fit", "ilp-hawq-v2", "ilp-hawq", "greedy-sensitivity")
-CORE = ("random", "evolution", "annealing", "ilp-fit", "haq-ddpg", "sac", "residual-ppo")
+CORE = ("uniform", "random", "evolution", "annealing", "ilp-fit", "haq-ddpg", "sac", "residual-ppo")
 FREE = tuple(
     name
     for name in methods()
@@ -146,7 +146,6 @@ def work(job: Job, folder: Path) -> Job:
         **asdict(job),
         "charge": 0.0 if charge is None else charge.evaluations,
         "seconds": seconds - sum(trial.seconds for trial in history),
-        "hits": sum(trial.cache_hit for trial in history),
         "trials": [[t.w_bits, t.a_bits, t.accuracy] for t in history],
     }
     path = job.path(folder)
@@ -157,24 +156,14 @@ def work(job: Job, folder: Path) -> Job:
     return job
 
 
-def end_with_parent() -> None:
-    """End this worker when the main process is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def load(job: Job, folder: Path) -> Run:
     """Read a finished run."""
     record = json.loads(job.path(folder).read_text(encoding="utf-8"))
     best = np.maximum.accumulate([accuracy for *_, accuracy in record["trials"]])
-    numbers = {name: record[name] for name in ("charge", "seconds", "hits")}
-    return Run(strata(job), job.method, job.seed, best, **numbers)
+    # a cache may know policies of other runs too: what counts is what this run has asked twice
+    repeats = len(best) - len({(w, a) for w, a, _ in record["trials"]})
+    charge, seconds = record["charge"], record["seconds"]
+    return Run(strata(job), job.method, job.seed, best, charge, seconds, repeats)
 
 
 def strata(job: Job) -> str:

@@ -8,10 +8,8 @@ there are.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from haq_env.errors import InputError
 from haq_env.policy import Bits
+from haq_env.processes import end_with_parent
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -133,15 +132,8 @@ def _prepare(content: bytes, started: Event) -> None:
     global _content
     _content = content
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the process that waits, too
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     started.set()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
 
 
 def _measure(bits: Bits, best: float) -> Answer:

@@ -1,0 +1,24 @@
+"""Worker processes that do not outlive the process that started them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+
+def end_with_parent() -> None:
+    """End this worker when the process that started it is gone, however it went.
+
+    It is for the initializer of a pool; in a process that multiprocessing did not start it does
+    nothing.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
