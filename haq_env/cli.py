@@ -274,12 +274,29 @@ class Cache:
         self.action.run()
 
 
+@dataclass(frozen=True)
+class Convert:
+    """Turn a policy into other tools' files, or a CSV table into a policy."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE", help="A policy.json, or a .csv table.")]
+    out: Annotated[Path, arg(metavar="FILE", help="The file to write.")]
+    to: Annotated[str | None, arg(metavar="FORM")] = None
+    """csv, hawq (bit_config) or nncf (bitwidth_per_scope); a policy when not given."""
+
+    def run(self) -> None:
+        """Write the file."""
+        from haq_env.conversion import convert
+
+        write(f"Written: {convert(self.file, self.out, self.to)}\n")
+
+
 # One line for each command.
 COMMANDS: dict[str, type[Command]] = {
     "cost": Cost,
     "roofline": RooflinePlot,
     "lint": Lint,
     "train": Train,
+    "convert": Convert,
     "cache": Cache,
     "hardware": ListHardware,
     "networks": ListNetworks,

@@ -37,6 +37,7 @@ class Database:
         table: the statement that makes the table.
         schema: version of the table, 1 or more.
         create: False only looks into a file that must be there.
+        application: what a file's header says, so that no kind of file is taken for another.
 
     Raises:
         InputError: the file cannot be opened or written, or is not one of these.
@@ -50,9 +51,11 @@ class Database:
         schema: int,
         *,
         create: bool = True,
+        application: int = APPLICATION,
     ) -> None:
         self._connection: sqlite3.Connection | None = None
         self._what, self._table, self._schema, self._create = what, table, schema, create
+        self._application = application
         self.path = Path(path).absolute()  # a copy may live in a process elsewhere
         if not create and not self.path.is_file():
             raise InputError(f"there is no {what} {path}.")
@@ -117,11 +120,12 @@ class Database:
             self._fill(connection)
             state = _state(connection)
         application, version, _ = state
-        if application != APPLICATION:
+        if application != self._application:
             raise InputError(f"{self.path} is no {self._what}: another program made it.")
         if version != self._schema:
+            what = f"{'an' if self._what[0] in 'aeiou' else 'a'} {self._what}"
             raise InputError(
-                f"{self.path} is an {self._what} of version {version}, and this haq-env reads "
+                f"{self.path} is {what} of version {version}, and this haq-env reads "
                 f"version {self._schema}: give another file, or delete this one."
             )
         connection.execute("PRAGMA synchronous = FULL")
@@ -130,7 +134,7 @@ class Database:
         connection.execute("BEGIN IMMEDIATE")
         if _read_state(connection) == _FRESH:  # no other process was faster
             connection.execute(self._table)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA application_id = {self._application}")
             connection.execute(f"PRAGMA user_version = {self._schema}")
         connection.execute("COMMIT")
 

@@ -1,0 +1,155 @@
+"""The leaderboard: run methods, submit what they found, verify submissions, publish the table.
+
+    python benchmarks/leaderboard.py run [--quick] [--tracks ...] [--methods ...] [--seeds ...]
+    python benchmarks/leaderboard.py submit|verify|report ...
+
+The protocol, and the commands that made the published table, are in benchmarks/LEADERBOARD.md.
+Exit codes of run: 0, 1 if a run has failed for good, 2 for input that cannot be used (with one line
+that says why), 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by side, a core each
+
+import tyro
+from rich.console import Console
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.extras import subcommand_cli_from_dict
+
+from haq_env.agents.methods import RESIDUAL, methods
+from haq_env.errors import InputError, unknown_name
+from haq_env.leaderboard.commands import Report, Submit, Verify
+from haq_env.leaderboard.engines import ENGINES, start_engine
+from haq_env.leaderboard.progress import Bar
+from haq_env.leaderboard.protocol import CHECKPOINTS, SEEDS, TRACKS
+from haq_env.leaderboard.store import Store
+from haq_env.leaderboard.sweep import cells_of, sweep
+
+INTERRUPTED = 130  # 128 + the signal's number
+ENTRIES = tuple(
+    name for name in methods() if name == "residual-ppo" or not name.startswith(RESIDUAL)
+)
+
+
+class Command(Protocol):
+    """A subcommand."""
+
+    def run(self, console: Console) -> int:
+        """Do it, and return the exit code; raises InputError for what the user gave wrong."""
+        ...
+
+
+# -- run ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run methods on tracks, on this machine or on a cluster; go on where a killed sweep was."""
+
+    tracks: tuple[str, ...] = ()
+    """Names of tracks; all when not given."""
+    methods: tuple[str, ...] = ()
+    """Names of methods; all baselines and agents, and one that corrects a table, when not given."""
+    seeds: tuple[int, ...] = ()
+    """0 to 9 for publishing, 100 and above for tuning; 0 to 9 when not given."""
+    evaluations: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Policies that each run may measure, the uniform one included; 400 when not given."""
+    engine: str = "pool"
+    """inprocess, pool or ray."""
+    jobs: int = max(1, min(8, os.cpu_count() or 1))
+    """Processes of the pool."""
+    address: str = "auto"
+    """Ray cluster: HOST:PORT, or auto for the one that this machine belongs to."""
+    store: Path = Path("runs/leaderboard")
+    """Folder of the runs and of their evaluations, on a local disk."""
+    minutes: float = float("inf")
+    """Begin no run after so many minutes."""
+    retry: bool = False
+    """Give runs that have failed their attempts back."""
+    quick: bool = False
+    """Three methods, two seeds, one track, 30 evaluations: does everything work here?"""
+
+    def run(self, console: Console) -> int:
+        """Run what is missing."""
+        quick = self.quick
+        cells = cells_of(
+            self.tracks or (("digits-bismo-edge-w3a2",) if quick else tuple(TRACKS)),
+            self.methods or (("random", "evolution", "residual-ppo") if quick else ENTRIES),
+            self.seeds or (SEEDS[:2] if quick else SEEDS),
+            (30 if quick else CHECKPOINTS[-1]) if self.evaluations is None else self.evaluations,
+        )
+        if self.engine not in ENGINES:
+            raise unknown_name("engine", self.engine, ENGINES)
+        if not self.minutes >= 0:
+            raise InputError(f"minutes must be 0 or more, not {self.minutes:g}.")
+        store = Store(self.store / "quick" if quick else self.store)
+        engine = start_engine(self.engine, store.folder, jobs=self.jobs, address=self.address)
+        if self.retry:
+            console.print(f"{store.retry(cells)} failed runs are tried again")
+        store.add(cells)
+        ended = {row.cell for row in store.rows() if row.state in ("done", "failed")}
+        todo = [cell for cell in cells if cell not in ended]
+        console.print(f"{len(cells)} runs, {len(cells) - len(todo)} of them ended before")
+        with Bar(console, len(cells), todo) as bar:
+            states = sweep(store, cells, engine, minutes=self.minutes, tell=bar.tell)
+        console.print(", ".join(f"{count} {state}" for state, count in states.items()))
+        wanted = set(cells)
+        for row in store.rows():
+            if row.state == "failed" and row.cell in wanted:
+                line = f"FAILED {row.cell}, {row.attempts} attempts: {row.error.splitlines()[-1]}"
+                console.print(line, markup=False, soft_wrap=True)
+        return int(states["failed"] > 0)
+
+
+# -- all of them -------------------------------------------------------------------------------
+
+# One line for each command.
+COMMANDS: dict[str, type[Command]] = {
+    "run": Run,
+    "submit": Submit,
+    "verify": Verify,
+    "report": Report,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what the command line says.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Raises:
+        SystemExit: always, with the code that the module's text explains.
+    """
+    command: Command = subcommand_cli_from_dict(
+        COMMANDS,
+        description=__doc__,
+        args=argv,
+        config=(OmitArgPrefixes, FlagCreatePairsOff),
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = command.run(Console(width=None if sys.stdout.isatty() else 110))
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(min(code, 255))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

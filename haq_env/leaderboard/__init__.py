@@ -1,0 +1,6 @@
+"""The leaderboard: what is run, how runs are kept, and how submissions are executed again.
+
+Tracks and cells (`protocol`) are run by engines (`engines`) into a store (`store`, `sweep`); what
+was found becomes a submission of policies (`submission`), which is executed again (`verify`) before
+it may stand in the table (`standings`, `page`).
+"""

@@ -1,0 +1,233 @@
+"""What ``benchmarks/leaderboard.py`` does after the runs: submit, verify, report."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import Positional, arg
+
+from haq_env.errors import InputError
+from haq_env.leaderboard.protocol import SEEDS, Outcome, find_track
+
+MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
+SUBMISSIONS = Path("benchmarks/submissions")
+REPORT = Path("benchmarks/results/leaderboard")
+PACKAGES = ("haq-env", "torch", "torchvision", "numpy", "stable-baselines3", "sb3-contrib")
+
+Folders = Annotated[
+    Positional[tuple[Path, ...]],
+    arg(metavar="FOLDER", help=f"Submissions; all in {SUBMISSIONS} when not given."),
+]
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Gather the policies of finished runs in a folder that others can verify."""
+
+    out: Annotated[Path, arg(metavar="FOLDER")]
+    """The folder to write; its name is the submission's."""
+    title: str
+    """What was submitted, in a few words."""
+    authors: tuple[str, ...]
+    """Who made it."""
+    store: Path = Path("runs/leaderboard")
+    """Folder of the runs."""
+    tracks: tuple[str, ...] = ()
+    """Only these tracks."""
+    methods: tuple[str, ...] = ()
+    """Only these methods."""
+    code: str = ""
+    """https address of the code with its commit, if it is not this package."""
+    settings: tuple[str, ...] = ()
+    """NAME=VALUE for every setting that is not the default."""
+    tuned: str = ""
+    """What was tried before settings were chosen: ranges, how often, on which tracks."""
+    tuning_seeds: tuple[int, ...] = ()
+    """Seeds that settings were tuned on, 100 and above."""
+    environment_changed: str = ""
+    """What was changed in the environments."""
+    hours: float = 0.0
+    """Wall time of all runs together."""
+
+    def run(self, console: Console) -> int:
+        """Write the folder."""
+        from haq_env.leaderboard.store import Store
+        from haq_env.leaderboard.submission import Manifest, write_submission
+
+        pairs = [setting.partition("=") for setting in self.settings]
+        wrong = [
+            setting for setting, (_, sign, _) in zip(self.settings, pairs, strict=True) if not sign
+        ]
+        if wrong:
+            raise InputError(f"a setting is NAME=VALUE, not {wrong[0]!r}.")
+        for track in self.tracks:
+            find_track(track)
+        outcomes = chosen(Store(self.store, create=False).outcomes(), self.tracks, self.methods)
+        manifest = Manifest(
+            title=self.title,
+            authors=self.authors,
+            code=self.code,
+            settings={name: value for name, _, value in pairs},
+            tuned=self.tuned,
+            tuning_seeds=self.tuning_seeds,
+            environment_changed=self.environment_changed,
+            hardware=f"{platform.machine()}, {os.cpu_count()} processors",
+            seconds=3600 * self.hours,
+            versions=_versions(),
+        )
+        submission = write_submission(self.out, manifest, outcomes)
+        console.print(f"Written: {self.out}, {len(submission.claims)} runs.", highlight=False)
+        return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Execute submissions again; the exit code is the number of runs that are refused."""
+
+    folders: Folders = ()
+    sample: Annotated[int | None, arg(metavar="INT")] = None
+    """Execute so many runs of each submission, drawn at random; writes nothing."""
+    seed: int = 0
+    """Of the draw."""
+    check: bool = False
+    """Write nothing, and compare with the verified numbers that are there."""
+    scores_only: bool = False
+    """Do not execute the improvements between checkpoints; curves are coarse then."""
+    cache: Path = Path("runs/verify.sqlite")
+    """What has been executed, so that a killed verification goes on where it was."""
+    jobs: int = max(1, min(8, os.cpu_count() or 1))
+    """Processes."""
+
+    def run(self, console: Console) -> int:
+        """Print one line for each run, and write verified.json into each folder."""
+        if self.jobs < 1:
+            raise InputError(f"jobs must be 1 or more, not {self.jobs}.")
+        failures = sum(self._one(folder, console) for folder in submissions(self.folders))
+        return min(failures, MOST_FAILURES)
+
+    def _one(self, folder: Path, console: Console) -> int:
+        from haq_env.leaderboard.submission import read_submission
+        from haq_env.leaderboard.verified import FILE, Verified
+        from haq_env.leaderboard.verify import Choice, verify
+
+        def say(line: str) -> None:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        read_only = self.check or self.sample is not None
+        published = None
+        try:
+            submission = read_submission(folder)
+            if read_only and (folder / FILE).exists():
+                published = Verified.load(folder / FILE)
+                if published.digests != submission.digests:
+                    raise InputError(f"{FILE} was made from other files than those in {folder}.")
+            elif self.check:
+                raise InputError(f"{folder} has no {FILE} to compare with.")
+        except InputError as error:
+            say(f"refused: {folder}: {error}")
+            return 1
+        choice = Choice(self.sample, self.seed, not self.scores_only, self.cache, self.jobs)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        ) as bar:
+            task = bar.add_task("policies", total=None)
+            verdicts, found = verify(
+                submission,
+                choice,
+                published=published,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        for verdict in verdicts:
+            say(str(verdict))
+        failures = sum(bool(verdict.problems) for verdict in verdicts)
+        say(f"{folder}: {len(verdicts)} runs executed again, {failures} refused")
+        if not read_only:
+            found.save(folder / FILE)
+            say(f"Written: {folder / FILE}")
+        return failures
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make the table, the page and the curves from verified numbers."""
+
+    folders: Folders = ()
+    out: Path = REPORT
+    """Folder of README.md, index.html and curves.csv."""
+    tensorboard: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Also write the curves for TensorBoard."""
+
+    def run(self, console: Console) -> int:
+        """Write the files."""
+        from haq_env.leaderboard.curves import curves
+        from haq_env.leaderboard.page import write_page
+        from haq_env.leaderboard.standings import Standings
+        from haq_env.leaderboard.table import markdown
+        from haq_env.leaderboard.verified import load_all
+        from haq_env.report.runs import write_csv
+        from haq_env.report.terminal import writing
+
+        verified = load_all(submissions(self.folders))
+        standings = Standings(verified)
+        runs = curves(standings)
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            table = self.out / "README.md"
+            table.write_text(markdown(verified, standings), encoding="utf-8")
+        files = [table, write_page(verified, self.out / "index.html", standings)]
+        files.append(write_csv(runs, self.out / "curves.csv"))
+        if self.tensorboard is not None:
+            from haq_env.report.tensorboard import write_tensorboard
+
+            files.append(write_tensorboard(runs, self.tensorboard))
+        for file in files:
+            console.print(f"Written: {file}", highlight=False, markup=False)
+        return 0
+
+
+def chosen(
+    outcomes: Sequence[Outcome], tracks: Sequence[str], methods: Sequence[str]
+) -> list[Outcome]:
+    """Choose what is submitted: published seeds, and of several lengths of a run the longest."""
+    best: dict[tuple[str, str, int], Outcome] = {}
+    for outcome in outcomes:
+        cell = outcome.cell
+        if cell.seed not in SEEDS or (tracks and cell.track not in tracks):
+            continue
+        if methods and cell.method not in methods:
+            continue
+        key = (cell.track, cell.method, cell.seed)
+        if key not in best or best[key].cell.evaluations < cell.evaluations:
+            best[key] = outcome
+    return [best[key] for key in sorted(best)]
+
+
+def submissions(folders: Sequence[Path]) -> list[Path]:
+    """Return the folders that were named, or all there are.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = list(folders) or sorted(path for path in SUBMISSIONS.glob("*") if path.is_dir())
+    if not found:
+        raise InputError(f"there is no submission in {SUBMISSIONS}: name a folder.")
+    return found
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

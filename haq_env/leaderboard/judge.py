@@ -1,0 +1,133 @@
+"""Executing policies again: the accuracy inside the search, and the one that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from haq_env.errors import InputError
+from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.leaderboard.protocol import FRESH_SEEDS, Step, find_track
+from haq_env.policy import Bits
+from haq_env.processes import end_with_parent
+from haq_env.task import Task
+
+
+class Question(NamedTuple):
+    """A policy to be executed.
+
+    Attributes:
+        track: name of its track.
+        w_bits: a digit for each layer.
+        a_bits: likewise.
+        scored: whether it is measured on the test images as well.
+    """
+
+    track: str
+    w_bits: str
+    a_bits: str
+    scored: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What executing a policy gave.
+
+    Attributes:
+        accuracy: top-1 on held-out images with the track's own seed, in percent.
+        test: top-1 on test images for each of `FRESH_SEEDS`; empty if it was not asked for.
+    """
+
+    accuracy: float
+    test: tuple[float, ...] = ()
+
+
+def measure_all(
+    questions: Sequence[Question], cache: Path | None = None, jobs: int = 1
+) -> Iterator[Measured]:
+    """Execute policies, and yield what came out in their order.
+
+    Args:
+        questions: what to execute.
+        cache: evaluation cache that answers are kept in, so that a killed call goes on where it
+            was; its keys hold everything that decides an answer. Never one that came with a
+            submission.
+        jobs: processes. In each of them torch has one thread, or answers might differ.
+
+    Raises:
+        InputError: a process died.
+    """
+    if jobs == 1 or len(questions) < 2:
+        yield from (_measure(question, cache) for question in questions)
+        return
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("spawn")
+    # in the order of tracks, or each process would load all networks at once
+    with ProcessPoolExecutor(jobs, context, initializer=end_with_parent) as pool:
+        try:
+            yield from pool.map(_measure, questions, [cache] * len(questions), chunksize=4)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that executes policies has died (out of memory?): call it again, it "
+                "goes on where it was."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _measure(question: Question, cache: Path | None) -> Measured:
+    from haq_env.evaluation.batch import one_thread
+
+    with one_thread():
+        bits = Step(1, question.w_bits, question.a_bits, 0.0).bits
+        judge = _judge(question.track, cache)
+        accuracy = judge.task.evaluate(bits).accuracy
+        test = judge.test(bits) if question.scored else ()
+    return Measured(accuracy, test)
+
+
+@lru_cache(maxsize=2)  # networks and images; questions come track by track
+def _judge(track: str, cache: Path | None) -> _Judge:
+    return _Judge(find_track(track).task(cache=cache))
+
+
+class _Judge:
+    """What executes the policies of one track."""
+
+    def __init__(self, task: Task) -> None:
+        if not isinstance(task.evaluator, TrainedEvaluator):
+            raise InputError("only tracks with a real network can be executed again.")
+        self.task = task
+        self._evaluator = task.evaluator
+        self._address = ""
+
+    def test(self, bits: Bits) -> tuple[float, ...]:
+        """Measure a policy on the test images after finetuning with each fresh seed."""
+        return tuple(self._test(bits, seed) for seed in FRESH_SEEDS)
+
+    def _test(self, bits: Bits, seed: int) -> float:
+        from haq_env.evaluation.cache import Origin
+        from haq_env.evaluation.fingerprint import digest, fingerprint
+
+        evaluator, cache = self._evaluator, self._evaluator.cache
+        if cache is None:
+            return evaluator.final(bits, evaluator.recipe, seed)["test"]
+        if not self._address:
+            images = {**evaluator.bench.images, "val": evaluator.bench.images["test"]}
+            settings = ("test", evaluator.subject.clip, evaluator.recipe)
+            self._address = fingerprint(evaluator.bench.network, images, settings)
+        key = digest([(f"{self._address} {seed}", bits.tobytes())])
+        known = cache.get(key)
+        if known is not None:
+            return known
+        found = evaluator.final(bits, evaluator.recipe, seed)["test"]
+        names = self.task.settings
+        tier = f"{names['evaluator']}, test images"
+        origin = Origin(names["network"], names["dataset"], names["quantizer"], tier, str(seed))
+        return cache.put(key, found, 0.0, bits, origin)

@@ -1,0 +1,174 @@
+"""What the leaderboard runs: tracks, seeds, and the evaluations after which it looks.
+
+The rules in words, with their reasons, are in ``benchmarks/LEADERBOARD.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from haq_env.errors import InputError, unknown_name
+from haq_env.policy import Bits, as_bits
+
+if TYPE_CHECKING:
+    from haq_env.task import Task
+
+VERSION = 1  # of the protocol: raised when numbers of two versions cannot be compared
+SEEDS = range(10)  # of published runs
+TUNING_SEEDS = 100  # settings are tuned on seeds from here on only
+CHECKPOINTS = (50, 100, 200, 400)  # evaluations after which a run's best policy counts
+FRESH_SEEDS = (1000, 1001, 1002)  # of the finetuning that scores a policy on test images
+
+
+@dataclass(frozen=True)
+class Track:
+    """One problem of the leaderboard.
+
+    Attributes:
+        name: what people call it, for example ``"digits-bismo-edge-w3a2"``.
+        settings: arguments of `haq_env.task.make_task`.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(hash=False)
+
+    def task(self, **runtime: Any) -> Task:
+        """Build the problem; ``runtime`` adds what decides no outcome: cache, workers, device."""
+        from haq_env.task import make_task
+
+        return make_task(**{**self.settings, **runtime})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a mapping proxy cannot be sent to another process
+        return Track, (self.name, dict(self.settings))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method on a track with a seed.
+
+    Attributes:
+        track: name of a track.
+        method: name of a search method, see `haq_env.agents.methods`.
+        seed: of the method; the finetuning inside every evaluation has the track's own.
+        evaluations: policies that the run may measure, the uniform policy included.
+    """
+
+    track: str
+    method: str
+    seed: int
+    evaluations: int
+
+    def __str__(self) -> str:
+        return f"{self.method} on {self.track}, seed {self.seed}, {self.evaluations} evaluations"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A policy that was better than all before it in its run.
+
+    Attributes:
+        evaluation: which evaluation found it, from 1.
+        w_bits: a digit for each layer ("83428").
+        a_bits: likewise.
+        accuracy: top-1 on held-out images inside the search, in percent.
+    """
+
+    evaluation: int
+    w_bits: str
+    a_bits: str
+    accuracy: float
+
+    @property
+    def bits(self) -> Bits:
+        """The policy, int64 [L, 2].
+
+        Raises:
+            InputError: it is not one digit from 1 to 8 for both sides of each layer.
+        """
+        digits = self.w_bits + self.a_bits
+        if len(self.w_bits) != len(self.a_bits) or not set(digits) <= set("12345678"):
+            raise InputError("a policy is one digit from 1 to 8 for both sides of each layer.")
+        return as_bits([[int(w), int(a)] for w, a in zip(self.w_bits, self.a_bits, strict=True)])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a finished run.
+
+    Attributes:
+        cell: the run.
+        steps: the improvements, the first one is the uniform policy at evaluation 1.
+        evaluations: how many policies were measured; fewer than allowed if the method ended.
+        charge: what was computed before the first evaluation, in evaluations.
+        repeats: evaluations of a policy that this run had measured before.
+        seconds: outside the evaluator.
+    """
+
+    cell: Cell
+    steps: tuple[Step, ...]
+    evaluations: int
+    charge: float = 0.0
+    repeats: int = 0
+    seconds: float = 0.0
+
+    def best_after(self, evaluations: int) -> Step:
+        """Return the best policy of the first ``evaluations``."""
+        return max(
+            (step for step in self.steps if step.evaluation <= evaluations),
+            key=lambda step: step.evaluation,
+        )
+
+
+def _digits() -> dict[str, Track]:
+    devices = {
+        "bismo-edge": ("latency", ("w3a2", "w2a3", "w4a3")),
+        "bismo-cloud": ("latency", ("w3a2", "w2a3", "w4a3")),
+        "bitfusion": ("latency", ("w2a8", "w2a4", "w4a4")),
+    }
+    tracks = {}
+    for device, (metric, budgets) in devices.items():
+        for budget in budgets:
+            name = f"digits-{device}-{budget}"
+            settings = {"hardware": device, "metric": metric, "budget": budget}
+            tracks[name] = Track(name, MappingProxyType(settings))
+    return tracks
+
+
+TRACKS: Mapping[str, Track] = MappingProxyType(_digits())
+
+
+def find_track(name: str) -> Track:
+    """Return a track by its name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in TRACKS:
+        raise unknown_name("track", name, TRACKS)
+    return TRACKS[name]
+
+
+def checkpoints(evaluations: int) -> tuple[int, ...]:
+    """Say after how many evaluations a run is judged: those of `CHECKPOINTS` that it may reach.
+
+    A run that is shorter than all of them is a trial, and judged at its end.
+    """
+    return tuple(count for count in CHECKPOINTS if count <= evaluations) or (evaluations,)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that are neither for publishing nor for tuning.
+
+    Raises:
+        InputError: a seed is negative, or between 10 and 99.
+    """
+    for seed in seeds:
+        if seed not in SEEDS and seed < TUNING_SEEDS:
+            raise InputError(
+                f"seed {seed} is outside the protocol: published runs have seeds "
+                f"{SEEDS[0]} to {SEEDS[-1]}, tuning has {TUNING_SEEDS} and above."
+            )

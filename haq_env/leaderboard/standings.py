@@ -1,0 +1,234 @@
+"""Who stands where: scores of verified runs, with intervals.
+
+A score is the test accuracy of the policy that a run had found, mean over the fresh seeds, on a
+scale where 0 is the best uniform policy that fits and 1 the best policy that anybody has found on
+the track. What a submission claims is not looked at: there is nothing here but `Verified`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from haq_env.errors import InputError
+from haq_env.leaderboard.protocol import SEEDS, checkpoints
+from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
+from haq_env.report import estimates
+from haq_env.report.estimates import Array, Estimate
+
+BASELINE = "random"
+LEVELS = (0.5, 0.9)  # scores that runs are expected to reach
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What 0 and 1 mean on a track.
+
+    Attributes:
+        track: its name.
+        uniform: the best uniform policy that fits.
+        best: the policy of the highest test accuracy that is known, the uniform one included.
+        by: entries that have found the best one; empty if it is the uniform one.
+    """
+
+    track: str
+    uniform: Scored
+    best: Scored
+    by: tuple[str, ...]
+
+    @property
+    def gain(self) -> float:
+        """Points of test accuracy between 0 and 1."""
+        return self.best.score - self.uniform.score
+
+    def score(self, policy: Scored) -> float:
+        """Put a policy on the scale."""
+        return (policy.score - self.uniform.score) / self.gain
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the runs of one entry say. Estimates are None where it has not run on all tracks.
+
+    Attributes:
+        entry: its name.
+        submission: title of the submission that it is from.
+        tracks: how many tracks it has run on, and how many are scored.
+        seeds: the fewest and the most runs on a track.
+        at: checkpoint to the IQM of the scores there.
+        regret: mean of 1 - score at the last checkpoint.
+        over_baseline: probability of a better last score than a run of `BASELINE`; None for
+            itself.
+        over_leader: likewise, than a run of the entry that leads.
+        reach: level to the median over runs of the first checkpoint whose score is at least that;
+            infinite if most runs have none.
+        charge: median of what is computed before the first evaluation, as declared.
+    """
+
+    entry: str
+    submission: str
+    tracks: tuple[int, int]
+    seeds: tuple[int, int]
+    at: Mapping[int, Estimate] = field(default_factory=dict)
+    regret: Estimate | None = None
+    over_baseline: Estimate | None = None
+    over_leader: Estimate | None = None
+    reach: Mapping[float, float] = field(default_factory=dict)
+    charge: float = 0.0
+
+
+class Standings:
+    """All verified runs on one scale.
+
+    Args:
+        submissions: verified numbers; their order does not count.
+        repetitions: of the bootstrap.
+        seed: of the bootstrap.
+
+    Attributes:
+        anchors: track to what 0 and 1 mean there, for tracks on which something better than
+            uniform is known. The others are not scored.
+        unscored: names of the others.
+        entries: name to its runs, by track and seed. The name is that of the method, with the
+            submission's where two submissions have a method of one name.
+        rows: the entries from the leader to the last, then those that have not run on all tracks.
+
+    Raises:
+        InputError: there is no run.
+    """
+
+    def __init__(
+        self,
+        submissions: Sequence[Verified],
+        repetitions: int = estimates.REPETITIONS,
+        seed: int = 0,
+    ) -> None:
+        self._draw: dict[str, Any] = {"repetitions": repetitions, "seed": seed}
+        self.entries, self._titles = _entries(submissions)
+        if not self.entries:
+            raise InputError("there is no verified run.")
+        every = [run for runs in self.entries.values() for run in runs]
+        found = {track: self._anchor(track) for track in sorted({r.cell.track for r in every})}
+        self.anchors = {track: anchor for track, anchor in found.items() if anchor.gain > 0}
+        self.unscored = tuple(track for track in found if track not in self.anchors)
+        self.rows = self._rows()
+
+    def scores(self, entry: str, count: int) -> list[Array] | None:
+        """Return the scores of an entry after so many evaluations: [seeds] of each scored track.
+
+        None if it has not run on all of them, or not for so long.
+        """
+        found = []
+        for track, anchor in self.anchors.items():
+            own = [
+                run
+                for run in self.entries[entry]
+                if run.cell.track == track and count in checkpoints(run.cell.evaluations)
+            ]
+            if not own:
+                return None
+            found.append(np.array([anchor.score(run.best_after(count)) for run in own]))
+        return found or None
+
+    def counts(self, entry: str) -> list[int]:
+        """Return the checkpoints that an entry has reached on all scored tracks."""
+        allowed = {c for r in self.entries[entry] for c in checkpoints(r.cell.evaluations)}
+        return sorted(count for count in allowed if self.scores(entry, count) is not None)
+
+    def _anchor(self, track: str) -> Anchor:
+        runs = [(n, r) for n, own in self.entries.items() for r in own if r.cell.track == track]
+        uniform = runs[0][1].steps[0][1]
+        best, by = uniform, set[str]()
+        for name, run in runs:
+            for count in checkpoints(run.cell.evaluations):
+                policy = run.best_after(count)
+                rank = (policy.score, policy.w_bits, policy.a_bits)  # a tie is not left to chance
+                if rank > (best.score, best.w_bits, best.a_bits) and policy.score > uniform.score:
+                    best, by = policy, set[str]()
+                if (policy.w_bits, policy.a_bits) == (best.w_bits, best.a_bits):
+                    by.add(name)
+        return Anchor(track, uniform, best, () if best is uniform else tuple(sorted(by)))
+
+    def _rows(self) -> list[Standing]:
+        counts = {name: self.counts(name) for name in self.entries}
+        ranked = [name for name in self.entries if counts[name]]
+        middles = {
+            name: estimates.iqm(self.scores(name, counts[name][-1]) or []) for name in ranked
+        }
+        ranked.sort(key=lambda name: (-counts[name][-1], -middles[name], name))
+        others = [name for name in self.entries if not counts[name]]
+        leader = ranked[0] if ranked else None
+        rows = [self._row(name, counts[name], leader) for name in ranked]
+        return rows + [self._about(name) for name in sorted(others)]
+
+    def _about(self, entry: str) -> Standing:
+        runs = self.entries[entry]
+        per_track = [
+            sum(run.cell.track == track for run in runs)
+            for track in sorted({run.cell.track for run in runs})
+        ]
+        ran = len({run.cell.track for run in runs} & self.anchors.keys())
+        return Standing(
+            entry,
+            self._titles[entry],
+            (ran, len(self.anchors)),
+            (min(per_track), max(per_track)),
+            charge=float(np.median([run.charge for run in runs])),
+        )
+
+    def _row(self, entry: str, counts: Sequence[int], leader: str | None) -> Standing:
+        about = self._about(entry)
+        scores = {count: self.scores(entry, count) or [] for count in counts}
+        last = scores[counts[-1]]
+        reach = {}
+        for level in LEVELS:
+            curves = np.stack([np.concatenate(scores[count]) for count in counts], axis=1)
+            firsts = estimates.evaluations_to_reach(curves, level)
+            whens = [math.inf if math.isinf(n) else counts[int(n) - 1] for n in firsts]
+            reach[level] = float(np.median(whens))
+        return Standing(
+            entry,
+            about.submission,
+            about.tracks,
+            about.seeds,
+            {count: estimates.estimate(found, **self._draw) for count, found in scores.items()},
+            estimates.mean_regret(last, [1.0] * len(last), **self._draw),
+            self._over(entry, BASELINE, counts[-1]),
+            self._over(entry, leader, counts[-1]),
+            reach,
+            about.charge,
+        )
+
+    def _over(self, entry: str, other: str | None, count: int) -> Estimate | None:
+        if other is None or other == entry or other not in self.entries:
+            return None
+        ours, theirs = self.scores(entry, count), self.scores(other, count)
+        if ours is None or theirs is None:
+            return None
+        return estimates.probability_of_improvement(ours, theirs, **self._draw)
+
+
+def _entries(
+    submissions: Sequence[Verified],
+) -> tuple[dict[str, list[VerifiedRun]], dict[str, str]]:
+    """Gather runs by entry, and the titles of the submissions that entries are from."""
+    ordered = sorted(submissions, key=lambda each: each.name)
+    owners: dict[str, list[str]] = {}
+    for each in ordered:
+        for method in sorted({run.cell.method for run in each.runs}):
+            owners.setdefault(method, []).append(each.name)
+    entries: dict[str, list[VerifiedRun]] = {}
+    titles = {}
+    for each in ordered:
+        for run in sorted(each.runs, key=lambda run: (run.cell.track, run.cell.seed)):
+            if run.cell.seed not in SEEDS:
+                raise InputError(f"{run.cell} is outside the protocol: it is for tuning.")
+            method = run.cell.method
+            name = method if len(owners[method]) == 1 else f"{method} ({each.name})"
+            entries.setdefault(name, []).append(run)
+            titles[name] = each.title
+    return dict(sorted(entries.items())), titles

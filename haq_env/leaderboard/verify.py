@@ -1,0 +1,261 @@
+"""Executing a submission again: what does not come out as claimed is refused with its reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from haq_env.errors import InputError
+from haq_env.leaderboard.judge import Measured, Question, measure_all
+from haq_env.leaderboard.protocol import Cell, Outcome, Step, checkpoints, find_track
+from haq_env.leaderboard.submission import Claim, Submission
+from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
+from haq_env.task import Task
+
+# In points of accuracy. On one machine answers are equal to the last bit; another processor adds in
+# another order, which moved one or two of 450 images. Three are 0.67 points.
+TOLERANCE = 0.5
+COST_TOLERANCE = 1e-9  # relative: costs are sums of a table, and the sum may be in another order
+
+Key = tuple[str, str, str]  # track, w_bits, a_bits
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one run.
+
+    Attributes:
+        cell: the run.
+        problems: why it is refused, one sentence each; empty if it is as it was claimed.
+    """
+
+    cell: Cell
+    problems: tuple[str, ...]
+
+    def __str__(self) -> str:
+        mark = "refused" if self.problems else "fine"
+        return f"{mark}: {self.cell}" + "".join(f"; {problem}" for problem in self.problems)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which runs are executed, and how.
+
+    Attributes:
+        sample: so many runs, drawn at random; None is all of them.
+        seed: of the draw.
+        curves: execute the improvements between checkpoints as well, for the curves. They are
+            not measured on test images.
+        cache: evaluation cache of the verifier.
+        jobs: processes.
+    """
+
+    sample: int | None = None
+    seed: int = 0
+    curves: bool = True
+    cache: Path | None = None
+    jobs: int = 1
+
+    def of(self, claims: Sequence[Claim]) -> list[Claim]:
+        """Return the runs that are executed."""
+        if self.sample is None:
+            return list(claims)
+        if self.sample < 1:
+            raise InputError(f"a sample has 1 run or more, not {self.sample}.")
+        count = min(self.sample, len(claims))
+        drawn = np.random.default_rng(self.seed).choice(len(claims), count, replace=False)
+        return [claims[index] for index in sorted(drawn)]
+
+
+def verify(
+    submission: Submission,
+    choice: Choice | None = None,
+    *,
+    published: Verified | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Verdict], Verified]:
+    """Execute a submission again.
+
+    Every policy must be one of its track and inside the budget, its cost and its accuracy inside
+    the search must come out as claimed (`COST_TOLERANCE`, `TOLERANCE`), and every run must begin
+    with the uniform policy. Then the policies that a run had at its checkpoints are finetuned with
+    fresh seeds and measured on the test images, which is their score.
+
+    Args:
+        submission: as it was read.
+        choice: which runs, and how; all of them when None.
+        published: the verified numbers that are published; what is executed must agree with them.
+        progress: is told how many policies have been executed, and how many there are.
+
+    Returns:
+        A verdict for each run that was chosen, and the verified numbers of those that are fine.
+
+    Raises:
+        InputError: a process died, or the sample is empty.
+    """
+    choice = Choice() if choice is None else choice
+    claims = choice.of(submission.claims)
+    tasks = {track: find_track(track).task() for track in sorted(_tracks(claims))}
+    problems = {
+        claim.outcome.cell: _at_once(claim, tasks[claim.outcome.cell.track]) for claim in claims
+    }
+    fine = [claim for claim in claims if not problems[claim.outcome.cell]]
+    wanted: dict[Key, bool] = {}
+    for claim in fine:
+        for step in steps_of(claim.outcome, curves=choice.curves):
+            key = _key(claim.outcome.cell, step)
+            wanted[key] = wanted.get(key, False) or step in scored_steps(claim.outcome)
+    questions = [Question(*key, scored) for key, scored in sorted(wanted.items())]
+    answers: dict[Key, Measured] = {}
+    for question, answer in zip(
+        questions, measure_all(questions, choice.cache, choice.jobs), strict=True
+    ):
+        answers[question[:3]] = answer
+        progress(len(answers), len(questions))
+    for claim in fine:
+        problems[claim.outcome.cell] += _executed(claim, answers, curves=choice.curves)
+    policies = {key: _scored(key, answer, tasks[key[0]]) for key, answer in sorted(answers.items())}
+    if published is not None:
+        for cell, reasons in _differences(fine, policies, published, choice.curves).items():
+            problems[cell] += reasons
+    verdicts = [Verdict(cell, tuple(problems[cell])) for cell in problems]
+    passed = [claim.outcome for claim in fine if not problems[claim.outcome.cell]]
+    return verdicts, _verified(submission, passed, policies, verdicts, curves=choice.curves)
+
+
+def scored_steps(outcome: Outcome) -> list[Step]:
+    """Return the policies of a run that are scored: the uniform one, and those of checkpoints."""
+    counts = checkpoints(outcome.cell.evaluations)
+    return list(dict.fromkeys((outcome.steps[0], *map(outcome.best_after, counts))))
+
+
+def steps_of(outcome: Outcome, *, curves: bool) -> list[Step]:
+    """Return the improvements of a run that are executed again."""
+    return list(outcome.steps) if curves else scored_steps(outcome)
+
+
+def _tracks(claims: Sequence[Claim]) -> set[str]:
+    return {claim.outcome.cell.track for claim in claims}
+
+
+def _key(cell: Cell, step: Step) -> Key:
+    return cell.track, step.w_bits, step.a_bits
+
+
+def _at_once(claim: Claim, task: Task) -> list[str]:
+    """Find what is wrong with a run before anything is executed."""
+    for step, cost in zip(claim.outcome.steps, claim.costs, strict=True):
+        where = f"the policy of evaluation {step.evaluation}"
+        try:
+            bits = step.bits
+        except InputError as error:
+            return [f"{where}: {error}"]
+        if len(bits) != len(task.layers):
+            return [
+                f"{where} is for another network: it has {len(bits)} layers, and "
+                f"{task.layers.network} has {len(task.layers)}"
+            ]
+        real = task.cost(bits)
+        if not task.budget.fits(bits):
+            return [
+                f"{where} is past the budget: it costs {real:.9g}, and {task.budget.limit:.9g} "
+                "is the limit"
+            ]
+        wrong = (task.space.clip(bits) != bits).any(axis=1)
+        if wrong.any() and step.evaluation > 1:
+            name = task.layers.names[int(np.argmax(wrong))]
+            return [f"{where} gives layer {name!r} bits that the track does not allow"]
+        if step.evaluation == 1 and not np.array_equal(bits, task.uniform()):
+            return [f"{where} is not the uniform one that fits the budget"]
+        if not math.isclose(real, cost, rel_tol=COST_TOLERANCE):
+            return [f"{where} is claimed to cost {cost:.9g}, and costs {real:.9g}"]
+    return []
+
+
+def _executed(claim: Claim, answers: Mapping[Key, Measured], *, curves: bool) -> list[str]:
+    """Find accuracies that do not come out as claimed."""
+    problems = []
+    for step in steps_of(claim.outcome, curves=curves):
+        found = answers[_key(claim.outcome.cell, step)].accuracy
+        if abs(found - step.accuracy) > TOLERANCE:
+            problems.append(
+                f"the policy of evaluation {step.evaluation} is claimed to have "
+                f"{step.accuracy:.2f} %, and has {found:.2f} %"
+            )
+    return problems
+
+
+def _scored(key: Key, answer: Measured, task: Task) -> Scored:
+    cost = task.cost(Step(1, key[1], key[2], 0.0).bits)
+    ratio = cost / task.budget.reference
+    return Scored(*key, cost=cost, cost_ratio=ratio, accuracy=answer.accuracy, test=answer.test)
+
+
+def _differences(
+    claims: Sequence[Claim],
+    policies: Mapping[Key, Scored],
+    published: Verified,
+    curves: bool,
+) -> dict[Cell, list[str]]:
+    """Find published numbers that do not come out again."""
+    known = {(each.track, each.w_bits, each.a_bits): each for each in published.policies}
+    runs = {run.cell: run for run in published.runs}
+    found: dict[Cell, list[str]] = {}
+    for claim in claims:
+        cell = claim.outcome.cell
+        reasons = found.setdefault(cell, [])
+        if cell not in runs:
+            reasons.append("the verified numbers that are published do not have it")
+            continue
+        for step in steps_of(claim.outcome, curves=curves and published.curves):
+            ours, theirs = policies[_key(cell, step)], known.get(_key(cell, step))
+            if theirs is None or len(theirs.test) < len(ours.test):
+                reasons.append(f"the policy of evaluation {step.evaluation} is not published")
+            elif not ours.agrees(theirs, TOLERANCE):
+                reasons.append(
+                    f"the published numbers of evaluation {step.evaluation}'s policy do not come "
+                    "out again"
+                )
+    return found
+
+
+def _verified(
+    submission: Submission,
+    outcomes: Sequence[Outcome],
+    policies: Mapping[Key, Scored],
+    verdicts: Sequence[Verdict],
+    *,
+    curves: bool,
+) -> Verified:
+    runs, used = [], set()
+    for outcome in outcomes:
+        executed = steps_of(outcome, curves=curves)
+        steps = [(step.evaluation, _key(outcome.cell, step)) for step in executed]
+        used |= {key for _, key in steps}
+        runs.append(
+            VerifiedRun(
+                outcome.cell,
+                tuple((evaluation, policies[key]) for evaluation, key in steps),
+                outcome.evaluations,
+                outcome.charge,
+                outcome.repeats,
+                outcome.seconds,
+            )
+        )
+    manifest = submission.manifest
+    return Verified(
+        name=submission.name,
+        title=manifest.title,
+        authors=manifest.authors,
+        code=manifest.code,
+        environment_changed=manifest.environment_changed,
+        digests=submission.digests,
+        curves=curves,
+        policies=tuple(policies[key] for key in sorted(used)),
+        runs=tuple(sorted(runs, key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))),
+        refused=tuple(str(verdict) for verdict in verdicts if verdict.problems),
+    )

@@ -1,0 +1,404 @@
+"""The standings and the page: made from verified numbers alone, and shown in a real browser."""
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from haq_env.errors import InputError
+from haq_env.leaderboard.commands import REPORT, SUBMISSIONS
+from haq_env.leaderboard.curves import curves
+from haq_env.leaderboard.page import write_page
+from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, checkpoints, find_track
+from haq_env.leaderboard.standings import Standings
+from haq_env.leaderboard.table import markdown
+from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun, load_all
+from haq_env.report.roofline import roofline_points
+from haq_env.report.runs import read_csv, write_csv
+from haq_env.report.tensorboard import TAG, write_tensorboard
+
+ROOT = Path(__file__).parent.parent
+TRACKS = ("digits-bismo-edge-w3a2", "digits-bismo-edge-w4a3", "digits-bitfusion-w2a4")
+EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>|`*_["
+
+
+def made(
+    methods, name="entry", *, tracks=TRACKS, seeds=4, budget=120, gain=1.0, **about
+) -> Verified:
+    """Verified numbers of real policies of real tracks, with a law in the place of finetuning."""
+    policies: dict[tuple[str, str, str], Scored] = {}
+    runs = []
+    for track, (rank, method), seed in itertools.product(tracks, enumerate(methods), range(seeds)):
+        task = find_track(track).task()
+        rng = np.random.default_rng([rank, seed])
+
+        def score(bits, track=track, task=task) -> Scored:
+            w, a = ("".join(map(str, bits[:, side])) for side in (0, 1))
+            drop = (bits - task.uniform()).sum() * gain + (bits[::2, 0] ** 2).mean() / 8
+            test = tuple(float(70 + 0.2 * drop + k) for k in range(len(FRESH_SEEDS)))
+            cost = task.cost(bits)
+            ratio = cost / task.budget.reference
+            return policies.setdefault(
+                (track, w, a), Scored(track, w, a, cost, ratio, float(71 + 0.2 * drop), test)
+            )
+
+        steps = [(1, score(task.uniform()))]
+        for evaluation in range(2, budget + 1, 4 + rank):
+            found = score(task.project(rng.integers(2, 9, task.uniform().shape)))
+            if found.accuracy > steps[-1][1].accuracy:
+                steps.append((evaluation, found))
+        cell = Cell(track, method, seed, budget)
+        runs.append(VerifiedRun(cell, tuple(steps), budget, charge=2.5 * rank))
+    used = {policy for run in runs for _, policy in run.steps}
+    runs.sort(key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))
+    text = {"title": "A test", "authors": ("Ada",), "code": "", "environment_changed": "", **about}
+    return Verified(
+        name=name,
+        digests={},
+        curves=True,
+        policies=tuple(sorted(used, key=lambda p: (p.track, p.w_bits, p.a_bits))),
+        runs=tuple(runs),
+        **text,
+    )
+
+
+@pytest.fixture(scope="module")
+def verified() -> Verified:
+    return made(("random", "evolution", "sac"))
+
+
+# -- standings ---------------------------------------------------------------------------------
+
+
+def test_the_uniform_policy_scores_0_and_the_best_known_1(verified):
+    found = Standings([verified], repetitions=50)
+    for track, anchor in found.anchors.items():
+        ends = [
+            run.best_after(count)
+            for run in verified.runs
+            if run.cell.track == track
+            for count in checkpoints(run.cell.evaluations)
+        ]
+        assert anchor.score(anchor.uniform) == 0
+        assert max(anchor.score(policy) for policy in ends) == anchor.score(anchor.best) == 1
+    assert found.rows[0].at[100].value == max(row.at[100].value for row in found.rows)
+    for row in found.rows:
+        scores = np.concatenate(found.scores(row.entry, 100))
+        assert row.regret.value == pytest.approx(1 - scores.mean())
+        assert row.at[100].low <= row.at[100].value <= row.at[100].high
+
+
+def test_a_better_entry_moves_the_best_known_and_all_others_down(verified):
+    better = made(("mine",), "better", gain=2.0)
+    alone, both = (Standings(each, repetitions=20) for each in ([verified], [verified, better]))
+    rows = {row.entry: row for row in both.rows}
+    assert both.rows[0].entry == "mine"
+    assert all(rows[row.entry].at[100].value < row.at[100].value for row in alone.rows)
+    assert rows["random"].over_leader.value < 0.5
+
+
+def test_the_table_is_the_same_in_any_order_and_any_process(verified, tmp_path):
+    other = made(("sac", "mine"), "other", gain=1.5)
+    for each in (verified, other):
+        (tmp_path / each.name).mkdir()
+        each.save(tmp_path / each.name / "verified.json")
+    folders = [tmp_path / "other", tmp_path / "entry"]
+    text = markdown(load_all(folders))
+    assert text == markdown([verified, other]) == markdown([other, verified])
+    assert "sac (entry)" in text
+    assert "sac (other)" in text
+    assert text.startswith("<!-- generated")
+    shown = [line for line in text.splitlines() if line.startswith("| 1 |")]
+    assert len(shown) == 1
+
+
+def test_a_track_without_anything_better_than_uniform_is_not_scored(verified):
+    flat = [
+        replace(run, steps=run.steps[:1]) for run in verified.runs if run.cell.track == TRACKS[0]
+    ]
+    rest = [run for run in verified.runs if run.cell.track != TRACKS[0]]
+    found = Standings([replace(verified, runs=(*flat, *rest))], repetitions=20)
+    assert found.unscored == (TRACKS[0],)
+    assert {row.tracks for row in found.rows} == {(2, 2)}
+
+
+def test_an_entry_that_has_not_run_on_all_tracks_has_no_place(verified):
+    part = made(("mine",), "part", tracks=TRACKS[:1], gain=3.0)
+    row = Standings([verified, part], repetitions=20).rows[-1]
+    assert (row.entry, row.tracks, row.at) == ("mine", (1, 3), {})
+
+
+def test_names_with_markup_are_text_in_the_table():
+    evil = made(("random", "sac"), "evil", authors=(EVIL,), title=EVIL, tracks=TRACKS[:1])
+    text = markdown([evil])
+    assert "<script" not in text
+    assert "<img" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| evil"))
+    assert row.replace("\\|", "").count("|") == 8  # seven cells
+
+
+def test_tuning_runs_do_not_stand_in_the_table(verified):
+    first = verified.runs[0]
+    tuning = replace(first, cell=replace(first.cell, seed=100))
+    with pytest.raises(InputError, match="it is for tuning"):
+        Standings([replace(verified, runs=(tuning,))])
+
+
+def test_the_published_table_comes_out_of_the_published_numbers():
+    folders = sorted(path.parent for path in (ROOT / SUBMISSIONS).glob("*/verified.json"))
+    if not folders:
+        pytest.skip("no verified numbers are published yet")
+    text = (ROOT / REPORT / "README.md").read_text(encoding="utf-8")
+    assert markdown(load_all(folders)) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d: d["policies"][0].__setitem__(5, 101.0), "must be a number from 0 to 100"),
+        (lambda d: d["policies"][0].__setitem__(1, "9"), "not of the form"),
+        (lambda d: d["runs"][0]["steps"].reverse(), "not in order|begin with evaluation 1"),
+        (lambda d: d["runs"][0]["steps"].append([9, 10**6]), "'policy' must be an integer"),
+        (lambda d: d["runs"].append(d["runs"][0]), "one run twice"),
+        (lambda d: d.update(protocol=2), "the protocol is 2"),
+    ],
+)
+def test_damaged_verified_numbers_are_one_clear_error(verified, tmp_path, change, complaint):
+    verified.save(tmp_path / "verified.json")
+    document = json.loads((tmp_path / "verified.json").read_text())
+    change(document)
+    (tmp_path / "verified.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=complaint):
+        Verified.load(tmp_path / "verified.json")
+
+
+# -- curves ------------------------------------------------------------------------------------
+
+
+def test_curves_are_those_of_the_outcomes_and_survive_a_file(verified, tmp_path):
+    found = curves(Standings([verified], repetitions=20))
+    assert len(found) == len(verified.runs)
+    for run in found:
+        source = next(
+            each
+            for each in verified.runs
+            if (each.cell.track, each.cell.method, each.cell.seed)
+            == (run.task, run.method, run.seed)
+        )
+        steps = tuple(Step(k, p.w_bits, p.a_bits, p.accuracy) for k, p in source.steps)
+        outcome = Outcome(source.cell, steps, source.evaluations)
+        expected = [outcome.best_after(k).accuracy for k in range(1, outcome.evaluations + 1)]
+        assert run.best_so_far.tolist() == expected
+    back = read_csv(write_csv(found, tmp_path / "curves.csv"))
+    assert len(back) == len(found)
+
+
+def test_tensorboard_shows_every_run_with_its_improvements(verified, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    runs = [run for run in curves(Standings([verified], repetitions=20)) if run.seed == 0][:2]
+    folder = write_tensorboard(runs, tmp_path / "board")
+    for run in runs:
+        events = EventAccumulator(
+            str(folder / run.task / run.method / "0"), size_guidance={"tensors": 0}
+        ).Reload()
+        points = {e.step: float(e.tensor_proto.float_val[0]) for e in events.Tensors(TAG)}
+        for step, value in points.items():
+            assert value == pytest.approx(run.best_so_far[step - 1])
+        assert {1, len(run.best_so_far)} <= points.keys()
+        assert set(np.flatnonzero(np.diff(run.best_so_far)) + 2) <= points.keys()
+    with pytest.raises(InputError, match="is there already"):
+        write_tensorboard(runs, folder)
+
+
+# -- in a browser ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    driver = shutil.which("chromedriver")
+    chrome = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if not driver or not chrome:
+        pytest.skip("no chromium with its driver is installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chrome
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+        "--window-size=1200,900",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(executable_path=driver)
+    )
+    yield found
+    found.quit()
+
+
+@pytest.fixture(scope="module")
+def path(verified, tmp_path_factory) -> Path:
+    return write_page([verified], tmp_path_factory.mktemp("page") / "index.html")
+
+
+def opened(browser, path: Path, width: int = 1200):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    return browser
+
+
+def drawn(browser, selector: str) -> list:
+    return browser.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((e) => e.outerHTML)", selector
+    )
+
+
+def choose(browser, id: str, text: str) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    Select(browser.find_element("id", id)).select_by_visible_text(text)
+
+
+def test_the_page_draws_everything_without_an_error_or_a_request(browser, path):
+    opened(browser, path)
+    assert browser.get_log("browser") == []
+    assert len(drawn(browser, "#curves path.series")) == 3
+    assert len(drawn(browser, "#profile path.series")) == 3
+    assert len(drawn(browser, "#pareto path.series")) == 3
+    assert len(drawn(browser, "#bits rect.bar")) == 2 * 28
+    assert len(drawn(browser, "tbody tr")) == 3 + 1
+    assert "NaN" not in "".join(drawn(browser, "main"))
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {
+        message["params"]["request"]["url"].split(":")[0]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
+    assert asked <= {"file", "data"}
+
+
+def test_curves_of_a_track_follow_its_runs(browser, path, verified):
+    opened(browser, path)
+    choose(browser, "curve-track", TRACKS[0])
+    assert len(drawn(browser, "#curves path.series")) == 3
+    labels = drawn(browser, "#curves text")
+    uniform = next(run for run in verified.runs if run.cell.track == TRACKS[0]).steps[0][1]
+    assert any(">uniform<" in label for label in labels)
+    data = json.loads(browser.execute_script("return document.getElementById('data').textContent"))
+    line = data["curves"][TRACKS[0]]["lines"][0]
+    assert line["x"][0] == 1
+    assert line["y"][0] == pytest.approx(uniform.accuracy, abs=0.01)
+
+
+def test_another_policy_changes_bars_and_roofline_to_its_own(browser, path, verified):
+    opened(browser, path)
+    for track, method, seed in ((TRACKS[1], "sac", 2), (TRACKS[2], "evolution", 1)):
+        before = drawn(browser, "#bits rect.bar"), drawn(browser, "#roofline path.layer")
+        choose(browser, "policy-track", track)
+        choose(browser, "policy-entry", method)
+        choose(browser, "policy-seed", str(seed))
+        choose(browser, "policy-count", "100 evaluations")
+        assert (drawn(browser, "#bits rect.bar"), drawn(browser, "#roofline path.layer")) != before
+        run = next(r for r in verified.runs if r.cell == Cell(track, method, seed, 120))
+        policy = run.best_after(100)
+        bits = Step(1, policy.w_bits, policy.a_bits, 0.0).bits
+        shown = browser.execute_script(
+            "return [...document.querySelectorAll('#bits rect.bar')].map((e) => +e.dataset.bits)"
+        )
+        assert np.array_equal(np.reshape(shown, (-1, 2)), bits)
+        points = browser.execute_script(
+            "return [...document.querySelectorAll('#roofline path.layer')]"
+            ".map((e) => [+e.dataset.intensity, +e.dataset.performance])"
+        )
+        task = find_track(track).task()
+        np.testing.assert_allclose(
+            points, roofline_points(task.layers, task.costs, bits), rtol=1e-4
+        )
+        assert f"{policy.score:.2f} %" in browser.find_element("id", "facts").text
+
+
+def test_an_entry_is_hidden_and_shown_with_the_keyboard_alone(browser, path):
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, path)
+    button = browser.find_element("css selector", "#legend button")
+    for pressed, count in (("false", 2), ("true", 3)):
+        button.send_keys(Keys.ENTER)
+        assert button.get_attribute("aria-pressed") == pressed
+        assert len(drawn(browser, "#curves path.series")) == count
+
+
+@pytest.mark.parametrize("width", [400, 800, 1600])
+def test_the_page_fits_a_telephone_and_a_wide_screen(browser, path, width):
+    opened(browser, path, width)
+    wide = browser.execute_script(
+        "const charts = [...document.querySelectorAll('.chart svg')];"
+        "return [document.documentElement.scrollWidth, "
+        "...charts.map((chart) => chart.getBoundingClientRect().right)]"
+    )
+    assert len(wide) == 6
+    assert max(wide) <= width
+
+
+def test_light_and_dark_screens_can_both_be_read(browser, path):
+    def contrast() -> float:
+        def luminance(colour: str) -> float:
+            levels = [float(n) / 255 for n in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+            linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in levels]
+            return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+        style = "getComputedStyle(document.querySelector('{}')).{}"
+        back, ink = browser.execute_script(
+            f"return [{style.format('section', 'backgroundColor')}, {style.format('td', 'color')}]"
+        )
+        pair = sorted((luminance(back), luminance(ink)))
+        return (pair[1] + 0.05) / (pair[0] + 0.05)
+
+    opened(browser, path)
+    for scheme in ("dark", "light"):
+        feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+        assert contrast() > 7  # WCAG AAA
+
+
+def test_names_with_code_in_them_are_text_and_never_run(browser, tmp_path):
+    about = {"title": EVIL, "authors": (EVIL,), "environment_changed": EVIL}
+    evil = made((EVIL, "random"), EVIL, tracks=TRACKS[:1], seeds=2, **about)
+    opened(browser, write_page([evil], tmp_path / "index.html"))
+    assert browser.execute_script("return window.hacked") is None
+    assert browser.get_log("browser") == []
+    assert len(drawn(browser, "#curves path.series")) == 2
+    assert not drawn(browser, "img")
+    assert EVIL in browser.find_element("id", "legend").text
+    assert EVIL in browser.find_element("tag name", "body").text
+
+
+def test_no_script_but_its_own_may_run_in_the_page(browser, path, tmp_path):
+    text = path.read_text(encoding="utf-8")
+    injected = text.replace("</main>", "<script>window.hacked = 1</script></main>")
+    (tmp_path / "index.html").write_text(injected, encoding="utf-8")
+    opened(browser, tmp_path / "index.html")
+    assert browser.execute_script("return window.hacked") is None
+    assert any("Content Security Policy" in each["message"] for each in browser.get_log("browser"))
+
+
+def test_the_page_is_one_file_and_the_same_every_time(path, verified, tmp_path):
+    text = path.read_bytes()
+    assert write_page([verified], tmp_path / "again.html").read_bytes() == text
+    assert b"http://" not in text.replace(b"http://www.w3.org/2000/svg", b"")
+    assert b"https://" not in text
+    assert b" src=" not in text

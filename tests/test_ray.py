@@ -1,0 +1,104 @@
+"""Sweeps on a Ray cluster: two nodes of one core each on this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray: tests tell nobody anything
+os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 starves on a busy machine
+
+from haq_env.errors import InputError
+from haq_env.leaderboard.engines import cluster, start_engine
+from haq_env.leaderboard.protocol import Cell, Track
+from haq_env.leaderboard.store import Store
+from haq_env.leaderboard.sweep import sweep
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "leaderboard.py"
+CHEAP = Track("cheap", {"evaluator": "ptq_bn"})
+
+ray_is_there = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode != 0,
+    reason="Ray is not installed (pip install 'haq-env[ray]')",
+)
+
+
+@pytest.fixture
+def nodes():
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'haq-env\[ray\]'"):
+        start_engine("ray", tmp_path)
+
+
+@ray_is_there
+@pytest.mark.slow
+def test_an_address_that_does_not_answer_is_one_clear_error_in_bounded_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", 5.0)
+    with socket.socket() as deaf:  # it takes connections, and says nothing
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        start = time.monotonic()
+        with pytest.raises(InputError, match=f"no Ray cluster answers at {address}"):
+            start_engine("ray", tmp_path, address=address)
+        assert time.monotonic() - start < 20
+    with pytest.raises(InputError, match="no Ray cluster answers at nowhere"):
+        start_engine("ray", tmp_path, address="nowhere")
+
+
+@ray_is_there
+@pytest.mark.slow
+def test_a_sweep_loses_a_node_and_completes_with_the_same_table(tmp_path, nodes):
+    methods = ("random", "evolution", "annealing")
+    cells = [Cell("cheap", name, seed, 30) for seed in (0, 1) for name in methods]
+    store = Store(tmp_path / "cluster")
+    (victim,) = nodes.worker_nodes
+    kill = threading.Timer(0.3, nodes.remove_node, (victim,), {"allow_graceful": False})
+    done: list[Cell] = []
+
+    def tell(event) -> None:
+        if event.state == "done":
+            done.append(event.cell)
+        elif len(done) == 1 and kill.ident is None:  # both nodes are warm, and have a run now
+            kill.start()
+
+    engine = cluster.RayCluster(nodes.address, tmp_path / "local")
+    assert engine.slots() == 2
+    states = sweep(store, cells, engine, tracks={"cheap": CHEAP}, tell=tell)
+    kill.join()
+    assert states == {"done": len(cells)}
+    assert max(row.attempts for row in store.rows()) == 2  # of the run that the node took with it
+    alone = Store(tmp_path / "alone")
+    inprocess = start_engine("inprocess", alone.folder)
+    sweep(alone, cells, inprocess, tracks={"cheap": CHEAP})
+    tables = [[replace(o, seconds=0.0) for o in each.outcomes()] for each in (store, alone)]
+    assert tables[0] == tables[1]
+    assert not (store.folder / "cache.sqlite").exists()  # evaluations stay on their machines
+
+
+@ray_is_there
+@pytest.mark.slow
+def test_the_same_command_runs_on_a_cluster(tmp_path, nodes):
+    argv = ["run", "--quick", "--methods", "random", "--seeds", "0", "--evaluations", "2"]
+    argv += ["--engine", "ray", "--address", nodes.address, "--store", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "1 done" in done.stdout
+    (outcome,) = Store(tmp_path / "quick").outcomes()
+    assert outcome.evaluations == 2

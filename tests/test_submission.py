@@ -1,0 +1,391 @@
+"""A submission is executed again before it counts, and what is wrong with it is said."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from haq_env.errors import InputError
+from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.leaderboard import judge
+from haq_env.leaderboard.commands import SUBMISSIONS, Verify, chosen
+from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, checkpoints, find_track
+from haq_env.leaderboard.running import run_cell
+from haq_env.leaderboard.submission import Manifest, read_submission, write_submission
+from haq_env.leaderboard.verified import Verified
+from haq_env.leaderboard.verify import TOLERANCE, Choice, verify
+
+TRACK = "digits-bismo-edge-w3a2"
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "leaderboard.py"
+ABOUT = Manifest("A test", ("Ada", "Grace"), settings={"mutations": "3"}, tuning_seeds=(100,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("leaderboard")
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder) -> list[Outcome]:
+    cells = [Cell(TRACK, "evolution", 0, 5), Cell(TRACK, "random", 3, 2)]
+    return [run_cell(find_track(TRACK), cell, folder) for cell in cells]
+
+
+@pytest.fixture
+def submitted(outcomes, tmp_path) -> Path:
+    write_submission(tmp_path / "entry", ABOUT, outcomes)
+    return tmp_path / "entry"
+
+
+@pytest.fixture(scope="module")
+def choice(folder) -> Choice:
+    return Choice(cache=folder / "verify.sqlite")  # every policy is executed once in these tests
+
+
+def edit(path: Path, row: int, change) -> None:
+    """Change one line of runs.jsonl, as somebody who wants a better place would."""
+    lines = (path / "runs.jsonl").read_text().splitlines()
+    record = json.loads(lines[row])
+    change(record)
+    lines[row] = json.dumps(record)
+    (path / "runs.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def problems(path: Path, choice: Choice) -> str:
+    verdicts, _ = verify(read_submission(path), choice)
+    return " ".join(str(verdict) for verdict in verdicts if verdict.problems)
+
+
+# -- what is fine ------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_what_is_read(outcomes, submitted):
+    found = read_submission(submitted)
+    assert [claim.outcome for claim in found.claims] == outcomes
+    assert found.manifest == ABOUT
+    task = find_track(TRACK).task()
+    for claim in found.claims:
+        costs = [task.cost(step.bits) for step in claim.outcome.steps]
+        assert list(claim.costs) == costs
+
+
+def test_an_honest_submission_is_verified_by_executing_it(submitted, outcomes, choice, tmp_path):
+    verdicts, found = verify(read_submission(submitted), choice)
+    assert [verdict.problems for verdict in verdicts] == [(), ()]
+    task = find_track(TRACK).task()
+    for run, outcome in zip(found.runs, outcomes, strict=True):
+        for (evaluation, policy), step in zip(run.steps, outcome.steps, strict=True):
+            assert (evaluation, policy.w_bits) == (step.evaluation, step.w_bits)
+            assert abs(policy.accuracy - step.accuracy) <= TOLERANCE
+        assert len(run.best_after(2 if run.cell.seed else 5).test) == len(FRESH_SEEDS)
+    # the score is what the evaluator's own final measurement says
+    best = found.runs[0].best_after(5)
+    bits = outcomes[0].best_after(5).bits
+    recipe = task.evaluator.recipe
+    assert best.test[1] == task.evaluator.final(bits, recipe, FRESH_SEEDS[1])["test"]
+    found.save(tmp_path / "verified.json")
+    assert Verified.load(tmp_path / "verified.json") == found
+
+
+def test_a_second_verification_executes_nothing_and_says_the_same(submitted, choice, monkeypatch):
+    _, first = verify(read_submission(submitted), choice)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a policy was executed twice")
+
+    monkeypatch.setattr(TrainedEvaluator, "measure", never)
+    monkeypatch.setattr(TrainedEvaluator, "final", never)
+    judge._judge.cache_clear()  # as in another process
+    _, second = verify(read_submission(submitted), choice)
+    assert second == first
+    with pytest.raises(AssertionError, match="executed twice"):
+        verify(read_submission(submitted), Choice())
+
+
+def test_claimed_numbers_never_reach_the_verified_ones(submitted, choice):
+    _, honest = verify(read_submission(submitted), choice)
+    edit(submitted, 0, lambda r: r["steps"][-1].update(accuracy=r["steps"][-1]["accuracy"] + 0.4))
+    verdicts, found = verify(read_submission(submitted), choice)
+    assert not any(verdict.problems for verdict in verdicts)  # another processor could have said so
+    assert replace(found, digests=honest.digests) == honest
+
+
+def test_a_sample_is_drawn_by_its_seed(submitted, choice):
+    submission = read_submission(submitted)
+    names = {
+        seed: [v.cell.method for v in verify(submission, replace(choice, sample=1, seed=seed))[0]]
+        for seed in range(6)
+    }
+    assert {name for drawn in names.values() for name in drawn} == {"evolution", "random"}
+    assert all(len(drawn) == 1 for drawn in names.values())
+
+
+def test_published_numbers_that_do_not_come_out_again_are_refused(submitted, choice):
+    submission = read_submission(submitted)
+    _, fine = verify(submission, choice)
+    assert not any(v.problems for v in verify(submission, choice, published=fine)[0])
+    better = {p: replace(p, test=tuple(a + 2 for a in p.test)) for p in fine.policies}
+    runs = [replace(r, steps=tuple((k, better[p]) for k, p in r.steps)) for r in fine.runs]
+    forged = replace(fine, policies=tuple(better.values()), runs=tuple(runs))
+    verdicts, _ = verify(submission, choice, published=forged)
+    assert all("do not come out again" in str(verdict) for verdict in verdicts)
+    verdicts, _ = verify(submission, choice, published=replace(fine, runs=fine.runs[:1]))
+    assert [len(verdict.problems) for verdict in verdicts] == [0, 1]
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+
+def test_a_bit_raised_past_the_budget_is_refused(submitted, choice):
+    def raise_bit(record):
+        digits = record["steps"][-1]["w_bits"]
+        record["steps"][-1]["w_bits"] = digits[0] + "8" + digits[2:]
+
+    edit(submitted, 0, raise_bit)
+    assert re.fullmatch(r"refused: evolution .*is past the budget: .*", problems(submitted, choice))
+
+
+def test_an_edited_accuracy_is_refused(submitted, choice):
+    def raise_accuracy(record):
+        record["steps"][-1]["accuracy"] += 1.0
+
+    edit(submitted, 0, raise_accuracy)
+    assert re.search(r"is claimed to have \d+\.\d+ %, and has \d+", problems(submitted, choice))
+    verdicts, found = verify(read_submission(submitted), choice)
+    assert [run.cell.method for run in found.runs] == ["random"]  # and only that one is ranked
+    assert len(found.refused) == sum(bool(verdict.problems) for verdict in verdicts) == 1
+
+
+def test_a_policy_for_another_network_is_refused(submitted, choice):
+    def shorten(record):
+        for step in record["steps"]:
+            step["w_bits"], step["a_bits"] = step["w_bits"][:-1], step["a_bits"][:-1]
+
+    edit(submitted, 0, shorten)
+    assert "for another network: it has 27 layers" in problems(submitted, choice)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda r: r["steps"][0].update(cost=0.1), "is claimed to cost 0.1, and costs"),
+        (lambda r: r["steps"][0].update(a_bits="9" * 28), "digit from 1 to 8"),
+        (lambda r: r["steps"][0].update(a_bits="8" + "2" * 27), "not the uniform"),
+        (lambda r: r["steps"].pop(0), "steps must begin with evaluation 1"),
+        (lambda r: r.update(track="digits-toaster"), "unknown track"),
+        (lambda r: r.update(method="../../etc"), "is not of the form"),
+        (lambda r: r.update(method="<b>"), "is not of the form"),
+        (lambda r: r.update(seed=100), "seed 100 is outside the protocol"),
+        (lambda r: r.update(seed=10**30), "'seed' must be an integer"),
+        (lambda r: r.update(seed=True), "'seed' must be an integer"),
+        (lambda r: r.update(evaluations=6), "'evaluations' must be an integer from 1 to 5"),
+        (lambda r: r.update(charge=float("nan")), "NaN is no number"),
+        (lambda r: r.update(charge=float("inf")), "Infinity is no number"),
+        (lambda r: r.update(charge=1e300), "'charge' must be a number"),
+        (lambda r: r.update(path="/etc/passwd"), "unknown field 'path'"),
+        (lambda r: r.update(seconds="1"), "'seconds' must be a number"),
+        (lambda r: r.pop("steps"), "the field 'steps' is missing"),
+        (lambda r: r.update(steps=[[]] * 3), "must be a JSON object"),
+    ],
+)
+def test_every_other_tampering_has_its_own_reason(submitted, choice, change, complaint):
+    edit(submitted, 0, change)
+    if complaint in ("is claimed to cost 0.1, and costs", "digit from 1 to 8", "not the uniform"):
+        assert complaint in problems(submitted, choice)
+    else:
+        with pytest.raises(InputError, match=complaint):
+            read_submission(submitted)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('{"seed": 1, "seed": 2}\n', "the field 'seed' comes twice"),
+        ("[" * 100_000 + "\n", "nested too deeply"),
+        ("9" * 10_000 + "\n", "no complete JSON"),
+        ('{"track": "\\ud800"}\n', "printable characters"),
+        ('{"track": "\\u001b[2J"}\n', "printable characters"),
+    ],
+)
+def test_hostile_json_is_refused(submitted, text, complaint):
+    lines = (submitted / "runs.jsonl").read_text().splitlines(keepends=True)
+    (submitted / "runs.jsonl").write_text(text + lines[1])
+    with pytest.raises(InputError, match=complaint):
+        read_submission(submitted)
+
+
+def test_a_truncated_file_is_refused_wherever_it_is_cut(submitted):
+    whole = (submitted / "runs.jsonl").read_bytes()
+    for length in (0, 1, len(whole) // 2, whole.index(b"\n") + 1, len(whole) - 1):
+        (submitted / "runs.jsonl").write_bytes(whole[:length])
+        with pytest.raises(InputError, match="cut off"):
+            read_submission(submitted)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "runs.jsonl"])
+def test_a_path_that_leaves_the_folder_is_refused(submitted, name):
+    outside = submitted.parent / "outside"
+    (submitted / name).rename(outside)
+    (submitted / name).symlink_to(outside)
+    with pytest.raises(InputError, match="is a link, which may leave the folder"):
+        read_submission(submitted)
+
+
+def test_a_pipe_is_refused_without_waiting_for_its_writer(submitted):
+    (submitted / "runs.jsonl").unlink()
+    os.mkfifo(submitted / "runs.jsonl")
+    with pytest.raises(InputError, match="no plain file"):
+        read_submission(submitted)
+
+
+def test_a_gigabyte_is_refused_without_reading_it(submitted):
+    with (submitted / "runs.jsonl").open("r+b") as file:
+        file.truncate(1 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="1,073,741,824 bytes, and at most 20,000,000 are read"):
+        read_submission(submitted)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_one_run_twice_is_refused(submitted):
+    lines = (submitted / "runs.jsonl").read_text().splitlines(keepends=True)
+    (submitted / "runs.jsonl").write_text(lines[0] * 2)
+    with pytest.raises(InputError, match=r"line 2: .* is there twice"):
+        read_submission(submitted)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"protocol": 0}, "the protocol is 0"),
+        ({"code": "javascript:alert(1)"}, "is not of the form"),
+        ({"code": 'https://a"onload='}, "is not of the form"),
+        ({"tuning_seeds": [3]}, "tuned on seed 3"),
+        ({"authors": []}, "one author or more"),
+        ({"title": "a\nb"}, "printable characters"),
+        ({"cache": "x.sqlite"}, "unknown field 'cache'"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(submitted, change, complaint):
+    head = json.loads((submitted / "manifest.json").read_text())
+    (submitted / "manifest.json").write_text(json.dumps(head | change))
+    with pytest.raises(InputError, match=complaint):
+        read_submission(submitted)
+
+
+# -- writing -----------------------------------------------------------------------------------
+
+
+def test_a_submission_that_cannot_be_written_leaves_nothing(outcomes, tmp_path, monkeypatch):
+    write = Path.write_text
+
+    def full(self, text, **kwargs):
+        if self.name == "runs.jsonl":
+            write(self, text[:100], **kwargs)
+            raise OSError(28, "No space left on device")
+        return write(self, text, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_submission(tmp_path / "entry", ABOUT, outcomes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_submission_is_not_written_over_another(submitted, outcomes):
+    before = (submitted / "runs.jsonl").read_bytes()
+    with pytest.raises(InputError, match="is there already"):
+        write_submission(submitted, ABOUT, outcomes)
+    assert (submitted / "runs.jsonl").read_bytes() == before
+
+
+def test_runs_for_tuning_are_not_submitted_and_of_two_lengths_the_longer_is():
+    def outcome(seed, budget):
+        step = Step(1, "8", "8", 50.0)
+        return Outcome(Cell(TRACK, "random", seed, budget), (step,), budget)
+
+    every = [outcome(1, 50), outcome(1, 400), outcome(100, 400), outcome(0, 50)]
+    found = chosen(every, (), ())
+    assert [(o.cell.seed, o.cell.evaluations) for o in found] == [(0, 50), (1, 400)]
+    assert chosen(every, (), ("sac",)) == []
+
+
+def test_runs_are_judged_at_the_checkpoints_that_they_may_reach():
+    assert checkpoints(400) == (50, 100, 200, 400)
+    assert checkpoints(300) == (50, 100, 200)
+    assert checkpoints(30) == (30,)
+
+
+@pytest.mark.slow
+def test_the_documented_way_for_ones_own_search_makes_a_submission(tmp_path, monkeypatch, choice):
+    text = (ROOT / "benchmarks" / "LEADERBOARD.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    for long, short in (("range(10)", "range(1)"), ("evaluations=50", "evaluations=3")):
+        assert long in code
+        code = code.replace(long, short)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    verdicts, found = verify(read_submission(tmp_path / "benchmarks/submissions/mine"), choice)
+    assert not verdicts[0].problems
+    assert found.runs[0].cell == Cell(TRACK, "my-search", 0, 3)
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_exit_code_of_verify_is_the_number_of_failures(submitted, choice, tmp_path):
+    def command(*folders: Path) -> subprocess.CompletedProcess:
+        argv = ["verify", *map(str, folders), "--cache", str(choice.cache), "--jobs", "1"]
+        return subprocess.run(
+            [sys.executable, str(SCRIPT), *argv], capture_output=True, text=True, timeout=300
+        )
+
+    verify(read_submission(submitted), choice)
+    wrong, broken = tmp_path / "wrong", tmp_path / "broken"
+    for each in (wrong, broken):
+        shutil.copytree(submitted, each)
+    for row in (0, 1):
+        edit(wrong, row, lambda r: r["steps"][0].update(accuracy=1.0))
+    (broken / "runs.jsonl").write_text("{}")
+    done = command(submitted, wrong, broken)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("fine: ") == 2
+    assert done.stdout.count("refused: ") == 3
+    assert len(Verified.load(submitted / "verified.json").runs) == 2
+    assert Verified.load(wrong / "verified.json").runs == ()
+    assert not (broken / "verified.json").exists()
+
+
+def test_numbers_of_another_submission_are_not_taken_for_its_own(submitted, choice, capsys):
+    _, found = verify(read_submission(submitted), choice)
+    found.save(submitted / "verified.json")
+    check = Verify((submitted,), check=True, cache=choice.cache, jobs=1)
+    assert check.run(Console()) == 0
+    head = (submitted / "manifest.json").read_text()
+    (submitted / "manifest.json").write_text(head.replace("A test", "B test"))
+    assert check.run(Console()) == 1
+    assert "was made from other files" in capsys.readouterr().out
+
+
+# -- what is published -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_some_of_the_published_runs_come_out_again(capsys, tmp_path):
+    folders = tuple(path.parent for path in sorted((ROOT / SUBMISSIONS).glob("*/verified.json")))
+    if not folders:
+        pytest.skip("no verified numbers are published yet")
+    sources = sorted((ROOT / "haq_env").rglob("*.py"))
+    seed = zlib.crc32(b"".join(path.read_bytes() for path in sources))  # others at each change
+    check = Verify(folders, sample=1, seed=seed, cache=tmp_path / "verify.sqlite", jobs=1)
+    assert check.run(Console()) == 0, capsys.readouterr().out

@@ -1,0 +1,307 @@
+"""Sweeps: nothing finished is lost, nothing is run twice, whoever dies and whenever."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from haq_env.agents.methods import search_method
+from haq_env.errors import InputError
+from haq_env.evaluation.cache import EvaluationCache
+from haq_env.leaderboard import owner as owners
+from haq_env.leaderboard.engines import start_engine
+from haq_env.leaderboard.outcomes import outcome_from_json, outcome_to_json
+from haq_env.leaderboard.owner import Owner
+from haq_env.leaderboard.protocol import Cell, Outcome, Step, Track
+from haq_env.leaderboard.running import run_cell
+from haq_env.leaderboard.store import ATTEMPTS, CACHE, FILE, SCHEMA, Store
+from haq_env.leaderboard.sweep import sweep
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "leaderboard.py"
+FAULTS = ROOT / "benchmarks" / "leaderboard_faults.py"
+EDGE = "digits-bismo-edge-w3a2"
+
+CHEAP = Track("cheap", {"evaluator": "ptq_bn"})
+BROKEN = Track("broken", {"hardware": "toaster"})
+DEADLY = Track("deadly", {"network": "deadly:net", "dataset": "deadly:data"})
+TRACKS = {track.name: track for track in (CHEAP, BROKEN, DEADLY)}
+CELLS = [Cell("cheap", name, seed, 5) for seed in (0, 1) for name in ("random", "evolution")]
+
+linux = pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="processes need /proc")
+
+
+def outcome_of(cell: Cell) -> Outcome:
+    steps = (Step(1, "83", "28", 100 / 3), Step(4, "84", "28", 70.1))
+    return Outcome(cell, steps, 5, charge=1 / 3, repeats=2, seconds=0.25)
+
+
+def table(store: Store) -> list[Outcome]:
+    return [replace(outcome, seconds=0.0) for outcome in store.outcomes()]
+
+
+def leaderboard(*argv: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+# -- the store ---------------------------------------------------------------------------------
+
+
+def claim_all(folder: Path, cells: list[Cell]) -> list[Cell]:
+    store, owner, taken = Store(folder), Owner(), []
+    while (cell := store.claim(owner, cells)) is not None:
+        taken.append(cell)
+        assert store.finish(owner, outcome_of(cell))
+    return taken
+
+
+def test_processes_that_claim_at_the_same_time_never_get_the_same_run(tmp_path):
+    cells = [Cell("t", "m", seed, 5) for seed in range(60)]
+    with ProcessPoolExecutor(3, get_context("spawn")) as pool:  # one of them makes the file
+        futures = [pool.submit(add_and_claim, tmp_path, cells) for _ in range(3)]
+        taken = [cell for future in futures for cell in future.result()]
+    assert Counter(taken) == Counter(cells)
+    rows = Store(tmp_path).rows()
+    assert [row.outcome for row in rows] == [outcome_of(cell) for cell in cells]
+    assert {row.attempts for row in rows} == {1}
+
+
+def add_and_claim(folder: Path, cells: list[Cell]) -> list[Cell]:
+    Store(folder).add(cells)
+    return claim_all(folder, cells)
+
+
+@linux
+def test_the_run_of_a_killed_process_goes_to_the_next_one_at_once(tmp_path):
+    cell = CELLS[0]
+    store = Store(tmp_path)
+    store.add([cell])
+    code = f"""
+        import time
+        from haq_env.leaderboard.owner import Owner
+        from haq_env.leaderboard.protocol import Cell
+        from haq_env.leaderboard.store import Store
+        assert Store({str(tmp_path)!r}).claim(Owner(), [{cell!r}])
+        print("mine", flush=True)
+        time.sleep(600)
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "mine\n"
+            assert store.claim(Owner(), [cell]) is None  # it lives
+            process.kill()
+            deadline = time.monotonic() + 10
+            while not os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                assert time.monotonic() < deadline
+            assert store.rows()[0].attempts == attempt
+    assert store.claim(Owner(), [cell]) is None
+    (row,) = store.rows()
+    assert (row.state, row.attempts) == ("failed", ATTEMPTS)
+    assert "killed" in row.error
+
+
+def test_an_owner_that_gave_no_sign_of_life_loses_its_run_and_cannot_finish_it(
+    tmp_path, monkeypatch
+):
+    store, cell = Store(tmp_path), CELLS[0]
+    elsewhere, here = Owner(machine="another one"), Owner()
+    store.add([cell])
+    assert store.claim(elsewhere, [cell]) == cell
+    assert store.claim(here, [cell]) is None
+    monkeypatch.setattr(owners, "LEASE", 0.2)
+    time.sleep(0.3)
+    store.beat(elsewhere)
+    assert store.claim(here, [cell]) is None
+    time.sleep(0.3)
+    assert store.claim(here, [cell]) == cell
+    assert not store.finish(elsewhere, outcome_of(cell))
+    assert store.fail(elsewhere, cell, "too late") is None
+    assert store.finish(here, outcome_of(cell))
+    assert store.outcomes() == [outcome_of(cell)]
+
+
+def test_what_is_given_back_in_good_order_counts_as_no_attempt(tmp_path):
+    store, owner = Store(tmp_path), Owner()
+    store.add(CELLS)
+    for _ in range(2 * ATTEMPTS):
+        assert store.claim(owner, CELLS) == CELLS[0]
+        assert store.release(owner) == 1
+    assert {(row.state, row.attempts) for row in store.rows()} == {("waiting", 0)}
+
+
+def test_an_outcome_comes_back_to_the_last_digit():
+    outcome = outcome_of(CELLS[0])
+    assert outcome_from_json(outcome.cell, outcome_to_json(outcome)) == outcome
+    with pytest.raises(InputError, match="damaged"):
+        outcome_from_json(outcome.cell, outcome_to_json(outcome)[:-9])
+
+
+def test_a_full_disk_is_one_clear_error_and_nothing_is_half_written(tmp_path):
+    store, owner = Store(tmp_path), Owner()
+    store.add(CELLS)
+    cell = store.claim(owner, CELLS)
+    steps = tuple(Step(k, "8" * 53, "8" * 53, 90.0 + k / 1000) for k in range(1, 400))
+    large = Outcome(cell, steps, 400)
+    before = store.rows()
+
+    def fill(connection: sqlite3.Connection) -> None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    store._file.do(fill)  # SQLite fails from here on as it does when the disk is full
+    with pytest.raises(InputError, match=r"store\.sqlite fails: database or disk is full"):
+        store.finish(owner, large)
+    assert Store(tmp_path).rows() == before
+    assert store.finish(owner, large)  # there is space again
+    assert store.outcomes() == [large]
+
+
+def test_files_that_are_no_store_of_this_version_are_refused(tmp_path):
+    EvaluationCache(tmp_path / "a" / FILE)
+    with pytest.raises(InputError, match="is no leaderboard store"):
+        Store(tmp_path / "a")
+    Store(tmp_path / "b").close()
+    with sqlite3.connect(tmp_path / "b" / FILE) as connection:
+        connection.execute(f"PRAGMA user_version = {2000 + SCHEMA}")
+    connection.close()
+    with pytest.raises(InputError, match=rf"is a leaderboard store of version {2000 + SCHEMA}"):
+        Store(tmp_path / "b")
+    done = leaderboard("run", "--store", str(tmp_path / "b"), "--quick", "--minutes", "0")
+    assert done.returncode == 0, done.stderr  # --quick has a store of its own
+    done = leaderboard("run", "--store", str(tmp_path / "b"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "b" / CACHE).exists()
+    with pytest.raises(InputError, match="there is no leaderboard store"):
+        Store(tmp_path / "c", create=False)
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def test_an_outcome_is_what_the_search_did_and_a_replay_gives_the_same(tmp_path):
+    cell = Cell("cheap", "annealing", 3, 20)
+    first = run_cell(CHEAP, cell, tmp_path)
+    history = search_method("annealing")(CHEAP.task(), 20, 3)
+    best = history.best_so_far()
+    assert first.evaluations == len(history)
+    assert first.repeats == sum(trial.cache_hit for trial in history)
+    for count in range(1, len(history) + 1):
+        assert first.best_after(count).accuracy == best[count - 1]
+    for step in first.steps:
+        trial = history[step.evaluation - 1]
+        assert (trial.w_bits, trial.a_bits) == (step.w_bits, step.a_bits)
+    kept = (tmp_path / CACHE).stat().st_size
+    again = run_cell(CHEAP, cell, tmp_path)
+    assert replace(again, seconds=first.seconds) == first
+    assert (tmp_path / CACHE).stat().st_size == kept
+
+
+@pytest.mark.slow
+def test_engines_agree_and_a_crash_takes_no_other_run_with_it(tmp_path, monkeypatch):
+    module = "import os, signal\ndef net():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    (tmp_path / "deadly.py").write_text(module + "data = net\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    alone, pooled = Store(tmp_path / "alone"), Store(tmp_path / "pooled")
+    sweep(alone, CELLS, start_engine("inprocess", alone.folder), tracks=TRACKS)
+    bad = [Cell("deadly", "random", 0, 5), Cell("broken", "random", 0, 5)]
+    events = []
+    engine = start_engine("pool", pooled.folder, jobs=2)
+    states = sweep(pooled, [*bad, *CELLS], engine, tracks=TRACKS, tell=events.append)
+    assert states == {"failed": 2, "done": 4}
+    assert table(pooled) == table(alone)
+    rows = {row.cell: row for row in pooled.rows()}
+    assert [rows[cell].attempts for cell in bad] == [ATTEMPTS, ATTEMPTS]
+    assert {rows[cell].attempts for cell in CELLS} == {1}
+    assert "BrokenProcessPool" in rows[bad[0]].error
+    assert rows[bad[1]].error.startswith("unknown hardware 'toaster'")
+    ends = Counter((event.cell, event.state) for event in events)
+    assert ends[bad[0], "waiting"] == ATTEMPTS - 1
+    assert ends[bad[0], "failed"] == 1
+    # what failed stays so until somebody asks for another try
+    nothing = start_engine("inprocess", pooled.folder)
+    assert sweep(pooled, bad, nothing, tracks=TRACKS) == {"failed": 2}
+    assert pooled.retry(bad) == 2
+    assert pooled.count(bad) == {"waiting": 2}
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["--methods", "alphazero"], "unknown method 'alphazero'"),
+        (["--tracks", EDGE + "x"], f"Did you mean '{EDGE}'?"),
+        (["--seeds", "0", "10"], "seed 10 is outside the protocol"),
+        (["--evaluations", "0"], "evaluations must be 1 or more"),
+        (["--engine", "slurm"], "unknown engine 'slurm'"),
+        (["--jobs", "0"], "jobs must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_run_is_one_clear_error_before_anything_is_spent(tmp_path, argv, complaint):
+    done = leaderboard("run", "--store", str(tmp_path), *argv)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / FILE).exists() or not Store(tmp_path).rows()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path):
+    argv = ["--tracks", EDGE, "--methods", "random", "annealing", "--seeds", "0"]
+    argv += ["--evaluations", "8", "--jobs", "2", "--store", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "run", *argv]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / CACHE).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "stopped; the same command goes on from here\n"
+    store = Store(tmp_path)
+    unfinished = [row for row in store.rows() if row.state != "done"]
+    assert unfinished
+    assert {(row.state, row.attempts) for row in unfinished} == {("waiting", 0)}
+    done = leaderboard("run", *argv)
+    assert done.returncode == 0, done.stderr
+    assert "2 done" in done.stdout
+    assert {outcome.evaluations for outcome in store.outcomes()} == {8}
+    again = leaderboard("run", *argv)
+    assert "2 runs, 2 of them ended before" in again.stdout
+
+
+@linux
+@pytest.mark.slow
+def test_two_sweeps_on_one_store_share_the_runs(tmp_path):
+    command = [sys.executable, str(FAULTS), "--only-sweep", str(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    printed = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    done = [line for out, _ in printed for line in out.splitlines()]
+    rows = Store(tmp_path).rows()
+    assert sorted(done) == sorted(str(row.cell) for row in rows)
+    assert {(row.state, row.attempts) for row in rows} == {("done", 1)}
+    assert not any("locked" in errors for _, errors in printed)
+
+
+@linux
+@pytest.mark.slow
+def test_killed_sweeps_go_on_where_they_were_and_end_with_the_same_table():
+    command = [sys.executable, str(FAULTS), "--kills", "6", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("nothing lost") == 6
