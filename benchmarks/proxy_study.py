@@ -1,0 +1,235 @@
+"""One network of `proxy_rank.py`: policies of equal cost, and what is measured of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from haq_cells import side_digits
+from haq_settings import FINALS, Finetuning
+from result_files import keep_settings, read, weights_digest, write
+from rich.console import Console
+from sensitivities import equal_cost
+
+from haq_env.data import Dataset, Split, dataset_name, load_dataset
+from haq_env.errors import InputError
+from haq_env.evaluation import RECIPES, Recipe
+from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.networks.bundled import find_trained
+from haq_env.policy import ACTIVATION, WEIGHT, Bits
+from haq_env.report.ranking import Ranking, ranking
+from haq_env.search.sensitivity import METHODS, measure_sensitivity
+from haq_env.space import BitSpace
+from haq_env.task import Task, make_task
+
+RESULTS = Path(__file__).parent / "results"
+WIDTHS = (2, 3, 4, 5)
+FEWEST = 4  # policies, for a correlation
+CEILING = "another seed of the full finetune"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Rank policies of equal cost by proxies and by the full finetuning."""
+
+    dataset: str = "digits"
+    """digits, cifar10:FOLDER, or another data set that the networks are trained for."""
+    networks: tuple[str, ...] = ()
+    """Those that have weights when not given."""
+    weights: Path | None = None
+    """Folder with NETWORK_DATASET.safetensors; the bundled weights when not given."""
+    policies: int = 32
+    """How many."""
+    draw: Literal["permutations", "budget"] = "permutations"
+    """Permutations of one multiset of widths, or random policies that spend one budget."""
+    budget: str = "w3a3"
+    """The budget of --draw budget."""
+    hardware: str = "bismo-edge"
+    """What costs are told of, and what the budget is of."""
+    steps: tuple[int, ...] = (7, 28, 70)
+    """Gradient steps of the short finetunings."""
+    step_rate: float = RECIPES["finetune"].learning_rate
+    """Their learning rate; it follows a cosine down to zero."""
+    sensitivities: tuple[str, ...] = tuple(METHODS)
+    """Tables whose sums are proxies."""
+    epochs: float | None = None
+    """Of the full finetuning; as in reproduce_haq.py when not given."""
+    seeds: int = 2
+    """Seeds of the full finetuning; the truth is their mean."""
+    seed: int = 0
+    """Of the policies, the tables and the short finetunings."""
+    device: str = "cpu"
+    """Torch device."""
+    threads: int = 1
+    """Threads of torch on the CPU."""
+    minutes: float = float("inf")
+    """Begin no policy after so many minutes."""
+    out: Path = Path("runs/proxy_rank")
+    """Folder of what is measured."""
+    results: Path = RESULTS
+    """Folder of the tables."""
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Six policies, one network, two tables: does everything work here? Into OUT/quick."""
+    report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Report what has been measured."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set in files."""
+        return dataset_name(self.dataset).replace(":", "-")
+
+    @property
+    def final(self) -> Finetuning:
+        """The full finetuning."""
+        usual = FINALS.get(self.name, Finetuning())
+        return usual if self.epochs is None else replace(usual, epochs=self.epochs)
+
+    def checkpoint(self, network: str) -> Path | None:
+        """Return the file of a network's weights, None for the bundled ones."""
+        return None if self.weights is None else self.weights / f"{network}_{self.name}.safetensors"
+
+
+def permutations(space: BitSpace, count: int, seed: int) -> Bits:
+    """Draw permutations of one multiset of widths, int64 [count, L, 2]; pinned sides stay.
+
+    As in set B of the experiment that this repeats: 2, 3, 4, 5 in turn over the layers, shuffled
+    for the weights and for the activations.
+    """
+    rng = np.random.default_rng(seed)
+    policies = np.tile(space.highest, (count, 1, 1))
+    for side in (WEIGHT, ACTIVATION):
+        layers = [step.layer for step in space.steps if step.side == side]
+        cycled = np.resize(WIDTHS, len(layers))
+        for policy in policies:
+            policy[layers, side] = rng.permutation(cycled)
+    if (space.clip(policies) != policies).any():
+        raise InputError(f"the widths {WIDTHS} are not all allowed.")
+    return policies
+
+
+def halves(data: Dataset) -> Dataset:
+    """Put one half of the held-out images in the place of the test images."""
+    count = len(data.val) // 2
+    rest = Split(data.val.images[count:], data.val.labels[count:])
+    return replace(data, val=data.val.first(count), test=rest)
+
+
+class Study:
+    """One network: its policies, and what is measured of each.
+
+    Args:
+        settings: all of them.
+        network: its name.
+    """
+
+    def __init__(self, settings: Settings, network: str) -> None:
+        self.settings, self.network = settings, network
+        checkpoint = settings.checkpoint(network)
+        about = find_trained(network, settings.dataset, checkpoint)
+        assert about.checkpoint is not None
+        whole = load_dataset(settings.dataset, **dict(about.dataset_options))
+        data = halves(whole)
+        self.task: Task = make_task(
+            network,
+            data,
+            settings.hardware,
+            metric="latency",
+            budget=settings.budget,
+            evaluator="ptq_bn",
+            checkpoint=checkpoint,
+            device=settings.device,
+        )
+        final = settings.final
+        steps = round(final.epochs * len(data.train) / final.batch_size)
+        self.full = Recipe(steps, final.batch_size, final.learning_rate)
+        short = replace(RECIPES["finetune"], learning_rate=settings.step_rate)
+        self.short = {"ptq_bn": RECIPES["ptq_bn"]}
+        self.short |= {f"{count} steps": replace(short, steps=count) for count in settings.steps}
+        if settings.draw == "permutations":
+            self.policies = permutations(self.task.space, settings.policies, settings.seed)
+        else:
+            self.policies = equal_cost(self.task, settings.policies, settings.seed)
+        self.images = (len(data.val), len(data.test))
+        digest = weights_digest(about.checkpoint)
+        self.folder = settings.out / settings.name / f"{network}-{digest}"
+        protocol = {
+            **{n: getattr(settings, n) for n in ("draw", "policies", "seed", "threads")},
+            "budget": settings.budget if settings.draw == "budget" else None,
+            "device": torch.device(settings.device).type,
+            "full": asdict(self.full),
+            "step_rate": settings.step_rate,
+            "images": self.images,
+        }
+        keep_settings(self.folder / "protocol.json", protocol)
+
+    def measure(self, number: int) -> None:
+        """Measure what is missing of a policy; every number is kept as soon as it is there."""
+        path = self.folder / f"policy-{number:03d}.json"
+        bits = self.policies[number]
+        text = [side_digits(bits, side) for side in (WEIGHT, ACTIVATION)]
+        record = read(path) if path.exists() else {"bits": text, "proxies": {}, "full": {}}
+        if record["bits"] != text:
+            raise InputError(f"{path} is of another policy: give another --out.")
+        for name, recipe in self.short.items():
+            if name not in record["proxies"]:
+                answer = self._evaluator.final(bits, recipe, self.settings.seed)
+                record["proxies"][name] = answer["val"]
+                write(path, record)
+        for seed in self.full_seeds:
+            if seed not in record["full"]:
+                record["full"][seed] = self._evaluator.final(bits, self.full, int(seed))
+                write(path, record)
+
+    def tables(self, console: Console) -> None:
+        """Measure the sensitivities that are missing."""
+        for method in self.settings.sensitivities:
+            path = self.folder / f"sensitivity-{method}.json"
+            if not path.exists():
+                found = measure_sensitivity(self.task, method, self.settings.seed)
+                predicted = found.predict(self.policies).tolist()
+                write(path, {"predicted": predicted, "seconds": found.charge.seconds})
+                console.print(f"{self.network}: {method}, {found.charge.seconds:.0f} s")
+
+    @property
+    def full_seeds(self) -> list[str]:
+        """Seeds of the full finetuning, which nothing else uses."""
+        return [str(1000 + number) for number in range(self.settings.seeds)]
+
+    def complete(self) -> dict[int, dict[str, Any]]:
+        """Return what is known of the policies of which everything is known."""
+        found = {}
+        for number in range(len(self.policies)):
+            path = self.folder / f"policy-{number:03d}.json"
+            record = read(path) if path.exists() else {"proxies": {}, "full": {}}
+            measured = {*record["proxies"], *record["full"]}
+            if {*self.short, *self.full_seeds} <= measured:
+                found[number] = record
+        return found
+
+    def rankings(self) -> Iterator[tuple[str, Ranking]]:
+        """Yield every proxy with how well it ranks the policies that are complete."""
+        known = self.complete()
+        if len(known) < FEWEST:
+            return
+        numbers = list(known)
+        full = np.array([[r["full"][s]["test"] for s in self.full_seeds] for r in known.values()])
+        truth = full.mean(axis=1)
+        for name in self.short:
+            yield name, ranking([r["proxies"][name] for r in known.values()], truth)
+        for method in self.settings.sensitivities:
+            path = self.folder / f"sensitivity-{method}.json"
+            if path.exists():
+                yield method, ranking(-np.array(read(path)["predicted"])[numbers], truth)
+        if len(self.full_seeds) > 1:
+            first = [record["full"][self.full_seeds[0]]["val"] for record in known.values()]
+            yield CEILING, ranking(first, full[:, 1])
+
+    @property
+    def _evaluator(self) -> TrainedEvaluator:
+        assert isinstance(self.task.evaluator, TrainedEvaluator)
+        return self.task.evaluator

@@ -1,0 +1,235 @@
+"""HAQ's Tables 3 to 6 on networks that can be trained here: searched bits against uniform bits.
+
+    python benchmarks/reproduce_haq.py --dataset cifar10:FOLDER [--minutes 60] [--device cuda]
+    python benchmarks/reproduce_haq.py --dataset cifar10:FOLDER --quick
+
+A cell is a network, a block (a machine and what is limited on it) and a budget, which is what a
+uniform policy costs. In each cell every method searches with equally many evaluations; what it
+found and the uniform policy get the same final finetuning, as do 8 bits and the float network.
+Call it again after a kill, Ctrl-C or --minutes and it goes on: no evaluation, no finetuning and no
+cell is computed twice. --report-only computes nothing. Exits with 3 where --minutes ended it.
+
+Writes DATASET.md (tables), DATASET.csv (every row) and DATASET.json (settings) into
+benchmarks/results/reproduce. Cells in that CSV count as run, so a table can be filled on several
+machines. Several calls may work at once on different --networks or --blocks with one --out; call
+--report-only for all of them when they are done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import tyro
+from haq_cells import (
+    Job,
+    Lab,
+    Protocol,
+    TimeOver,
+    load,
+    references,
+)
+from haq_settings import Settings, checked, heading, images, shown_cells, trained
+from result_files import keep_settings, weights_digest
+from rich.console import Console
+
+from haq_env.data import Dataset
+from haq_env.errors import InputError
+from haq_env.evaluation.cache import EvaluationCache
+from haq_env.networks.bundled import find_trained
+from haq_env.report.reproduction import (
+    BLOCKS,
+    UNIFORM,
+    Cell,
+    Result,
+    read_results,
+    write_results,
+)
+from haq_env.report.reproduction_claims import Board, verdicts
+from haq_env.report.reproduction_tables import claims_table, gains_table, network_section
+
+EVERY = 20.0  # seconds between progress lines
+
+
+def all_jobs(settings: Settings) -> list[Job]:
+    """List everything in order; a network's references stand before its first cell."""
+    jobs: list[Job] = []
+    for cell in settings.cells:
+        quantizer = BLOCKS[cell.block].quantizer
+        needed = references(cell.network, [quantizer])
+        jobs += [job for job in needed if job not in jobs]
+        jobs += [Job(*cell, method, quantizer) for method in (UNIFORM, *settings.methods)]
+    return jobs
+
+
+class Progress:
+    """Lines that say what is done and how long the rest will take.
+
+    Args:
+        console: where to.
+        settings: the number of evaluations, and when the time is over.
+    """
+
+    def __init__(self, console: Console, settings: Settings) -> None:
+        self._console, self._settings = console, settings
+        self._deadline = time.monotonic() + 60 * settings.minutes
+        self._seconds: dict[str, list[float]] = {"evaluation": [], "final finetuning": []}
+        self._todo: list[Job] = []
+        self._said = time.monotonic()
+        self._count = 0
+
+    def begin(self, todo: list[Job]) -> None:
+        """Start the first of the jobs that are left."""
+        self._todo, self._count = todo, 0
+
+    def watch(self, what: str, seconds: float | None) -> None:
+        """Note an evaluation or a finetuning; raise TimeOver before one that is too late."""
+        if seconds is None:
+            if time.monotonic() >= self._deadline:
+                raise TimeOver
+            return
+        if seconds:  # a remembered answer says nothing of the time
+            self._seconds[what].append(seconds)
+        self._count += what == "evaluation"
+        if time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            done = f"{self._count} evaluations" if what == "evaluation" else "finetuning"
+            self.say(f"{self._todo[0].name}: {done}", end="...")
+
+    def say(self, text: str, end: str = "") -> None:
+        """Print a line with the time and the time left."""
+        clock = time.strftime("%H:%M:%S")
+        self._console.print(f"{clock} {text}{end} {self.left()}", highlight=False)
+
+    def left(self) -> str:
+        """Estimate what is left: evaluations and finetunings as long as those so far."""
+        means = {k: sum(v[-50:]) / len(v[-50:]) for k, v in self._seconds.items() if v}
+        if len(means) < 2:
+            return f"({len(self._todo)} jobs left)"
+        searches = sum(job.searches for job in self._todo)
+        evaluations = searches * self._settings.evaluations - min(
+            self._count, self._settings.evaluations
+        )
+        finals = len(self._todo) * self._settings.seeds
+        if self._settings.candidates > 1:
+            finals += searches * self._settings.candidates
+        seconds = max(0, evaluations) * means["evaluation"] + finals * means["final finetuning"]
+        return f"({len(self._todo)} jobs left, at most {seconds / 60:.0f} min)"
+
+
+def finished(settings: Settings) -> dict[Job, Result]:
+    """Collect what has been run with the present weights: files, and the published CSV."""
+    jobs = all_jobs(settings)
+    weights = {}
+    for network in settings.networks:
+        path = find_trained(network, settings.dataset, settings.checkpoint(network)).checkpoint
+        assert path is not None
+        weights[network] = weights_digest(path)
+    path = settings.results / f"{settings.name}.csv"
+    published = {each.key: each for each in (read_results(path) if path.exists() else [])}
+    found = {}
+    for job in jobs:
+        key = (job.network, job.block, job.budget, job.method, "" if job.block else job.quantizer)
+        for result in (load(job, settings.out / settings.name), published.get(key)):
+            if result is not None and result.weights == weights[job.network]:
+                found.setdefault(job, result)
+    return found
+
+
+def same_protocol(settings: Settings, protocol: Protocol) -> None:
+    """Keep the settings beside the results, and refuse to mix two of them."""
+    keep_settings(settings.results / f"{settings.name}.json", asdict(protocol))
+    keep_settings(settings.out / settings.name / "protocol.json", asdict(protocol))
+
+
+def fill(settings: Settings, data: Dataset, protocol: Protocol, console: Console) -> bool:
+    """Run what is missing; return whether all is done."""
+    jobs, done = all_jobs(settings), finished(settings)
+    todo = [job for job in jobs if job not in done]
+    console.print(f"{len(jobs)} jobs in {len(settings.cells)} cells, {len(done)} of them finished")
+    progress = Progress(console, settings)
+    folder = settings.out / settings.name
+    cache = EvaluationCache(settings.out / "cache.sqlite")
+    labs: dict[str, Lab] = {}
+    try:
+        for number, job in enumerate(todo):
+            progress.begin(todo[number:])
+            progress.watch("evaluation", None)
+            if job.network not in labs:
+                weights = settings.checkpoint(job.network)
+                labs.clear()  # one network in memory is enough
+                labs[job.network] = Lab(
+                    job.network, data, protocol, weights, folder, cache, progress.watch
+                )
+            result = labs[job.network].run(job)
+            progress.begin(todo[number + 1 :])
+            mean, _ = result.mean_and_error("test")
+            progress.say(f"{job.name}: {mean:.2f} % on the test images, {result.seconds:.0f} s")
+            # after every cell, so that a kill leaves tables too
+            report(settings, protocol, finished(settings))
+    except TimeOver:
+        console.print("the time is over: call it again to go on")
+        return False
+    return True
+
+
+def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> Path:
+    """Write tables and rows; return the file of the tables."""
+    path = settings.results / f"{settings.name}.csv"
+    rows = {each.key: each for each in (read_results(path) if path.exists() else [])}
+    now = {result.network: result.weights for result in found.values()}
+    # rows of weights that have been trained anew since are worth nothing beside these
+    rows = {key: row for key, row in rows.items() if row.weights == now.get(key[0], row.weights)}
+    rows |= {result.key: result for result in found.values()}
+    write_results(rows.values(), path)
+    ran = [row for row in rows.values() if row.block]
+    others = [row.method for row in ran if row.method != UNIFORM]
+    board = Board(rows.values(), tuple(dict.fromkeys((*settings.methods, *others))))
+    cells = shown_cells(settings, [Cell(row.network, row.block, row.budget) for row in ran])
+    networks = list(dict.fromkeys(cell.network for cell in cells))
+    blocks = list(dict.fromkeys(cell.block for cell in cells))
+    claims = verdicts(board, networks, blocks)
+    parts = [heading(settings, protocol), "## Gains\n", gains_table(board, cells)]
+    parts += ["## Claims\n", claims_table(claims)]
+    shown = {row.network for row in rows.values()}
+    parts += [network_section(board, name, blocks) for name in networks if name in shown]
+    text = path.with_suffix(".md")
+    scratch = text.with_suffix(f".{os.getpid()}.part")
+    scratch.write_text("\n".join(parts), encoding="utf-8")
+    scratch.replace(text)
+    return text
+
+
+def main() -> None:
+    """Run what is missing, then report."""
+    settings = tyro.cli(Settings, description=__doc__)
+    console = Console(width=120)
+    torch.set_num_threads(max(1, settings.threads))
+    try:
+        settings = trained(checked(settings))
+        data = images(settings)
+        protocol = settings.protocol(data)
+        same_protocol(settings, protocol)
+        done = True if settings.report_only else fill(settings, data, protocol, console)
+        path = report(settings, protocol, finished(settings))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: call it again to go on; all that was measured is kept", file=sys.stderr)
+        sys.exit(130)
+    text = path.read_text(encoding="utf-8")
+    gains = text[text.index("## Gains") : text.index("\n## ", text.index("## Claims"))]
+    print(gains)
+    print(f"Written: {path}, rows in {path.with_suffix('.csv').name} beside it")
+    sys.exit(0 if done else 3)
+
+
+if __name__ == "__main__":
+    main()

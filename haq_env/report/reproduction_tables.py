@@ -1,0 +1,148 @@
+"""HAQ's tables run again, as Markdown: gains, claims, and every row behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from haq_env.cost import UNITS
+from haq_env.report.reproduction import (
+    BLOCKS,
+    EIGHT,
+    FLOAT,
+    UNIFORM,
+    Cell,
+    Result,
+    paper_gain,
+)
+from haq_env.report.reproduction_claims import CHOSEN, Board, Verdict
+from haq_env.report.units import DASH, Scale
+
+NOT_RUN = "not run"
+
+
+def gains_table(board: Board, cells: Sequence[Cell]) -> str:
+    """Write a line for each cell: gain of every method over uniform beside the paper's.
+
+    Args:
+        board: the results.
+        cells: in the order in which they are shown; those without results say so.
+    """
+    head = ["network", "block", "budget", "uniform, test %", *board.methods, CHOSEN, "paper's gain"]
+    rows = []
+    for cell in cells:
+        uniform, paper = board.at(cell, UNIFORM), paper_gain(cell)
+        row = [*cell, NOT_RUN if uniform is None else accuracy(uniform, "test")]
+        for method in board.methods:
+            row.append(_gain(board, cell, method))
+        chosen = board.gain(cell, CHOSEN)
+        best = NOT_RUN if chosen is None else f"{_gain(board, cell, CHOSEN)} ({chosen.method})"
+        rows.append([*row, best, DASH if paper is None else f"{paper:+.2f}"])
+    return markdown_table(head, rows, left=3)
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> str:
+    """Write a line for each claim: its state for every method, and the numbers of the last one.
+
+    Claims about cells none of which was run are counted and not listed.
+    """
+    methods = list(dict.fromkeys(each.method for each in verdicts))
+    claims: dict[str, dict[str, Verdict]] = {}
+    for each in verdicts:
+        claims.setdefault(each.claim, {})[each.method] = each
+    rows, untouched = [], 0
+    for claim, by_method in claims.items():
+        if not any(each.cells for each in by_method.values()):
+            untouched += 1
+            continue
+        states = [by_method[name].state for name in methods]
+        rows.append([claim, *states, by_method[methods[-1]].evidence])
+    evidence = f"evidence: {methods[-1]}" if methods else "evidence"
+    text = markdown_table(["claim", *methods, evidence], rows, left=len(methods) + 2)
+    return text + (f"\nNot decided, no cell run: {untouched} claims.\n" if untouched else "")
+
+
+def network_section(board: Board, network: str, blocks: Sequence[str]) -> str:
+    """Write all rows of a network: the references, then every block."""
+    lines = [f"## {network}\n"]
+    rows = [
+        ["float, as trained", "", _untrained(board.reference(network, FLOAT)), ""],
+        ["float, finetuned alike", "", *_pair(board.reference(network, FLOAT))],
+    ]
+    for quantizer in dict.fromkeys(BLOCKS[block].quantizer for block in blocks):
+        rows.append([EIGHT, quantizer, *_pair(board.reference(network, EIGHT, quantizer))])
+    lines.append(markdown_table(["network", "quantizer", "test, %", "val, %"], rows, left=2))
+    for block in blocks:
+        about = BLOCKS[block]
+        lines.append(
+            f"### {network}, {block}\n\nHAQ's {about.source}: {about.metric} on {about.hardware}.\n"
+        )
+        lines.append(_block_table(board, network, block))
+    return "\n".join(lines)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Write a Markdown table whose first columns are flush left and the others right."""
+    rule = [":---"] * left + ["---:"] * (len(head) - left)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def accuracy(result: Result, part: str) -> str:
+    """Write the mean over seeds with its standard error, where there is one."""
+    mean, error = result.mean_and_error(part)
+    return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
+
+
+def _block_table(board: Board, network: str, block: str) -> str:
+    metric = BLOCKS[block].metric
+    cells = [Cell(network, block, budget) for budget in BLOCKS[block].budgets]
+    found = [r for c in cells for m in (UNIFORM, *board.methods) if (r := board.at(c, m))]
+    scale = Scale.of(metric, max((result.eight for result in found), default=1.0))
+    unit = scale.unit or UNITS[metric]
+    head = ["budget", "method", "evaluations", "search val, %", "test, %", "val, %"]
+    head += [f"{metric}, {unit}", "of 8 bits", "8 bits / it, as the paper counts", "gain", "paper"]
+    eight = board.reference(network, EIGHT, BLOCKS[block].quantizer)
+    cost = scale.write(found[0].eight) if found else NOT_RUN
+    rows = [[DASH, EIGHT, DASH, DASH, *_pair(eight), cost, "1.000", "1.00", DASH, DASH]]
+    for cell in cells:
+        paper = paper_gain(cell)
+        for method in (UNIFORM, *board.methods):
+            result = board.at(cell, method)
+            if result is None:
+                rows.append([cell.budget, method, NOT_RUN, *[DASH] * (len(head) - 3)])
+                continue
+            searched = method != UNIFORM
+            charge = f" + {result.charge:.1f}" if result.charge else ""
+            rows.append(
+                [
+                    cell.budget,
+                    method,
+                    f"{result.evaluations}{charge}",
+                    f"{result.searched:.2f}",
+                    *_pair(result),
+                    scale.write(result.cost),
+                    f"{result.cost / result.eight:.3f}",
+                    f"{result.reduction:.2f}",
+                    _gain(board, cell, method) if searched else DASH,
+                    DASH if paper is None or not searched else f"{paper:+.2f}",
+                ]
+            )
+    return markdown_table(head, rows, left=2)
+
+
+def _gain(board: Board, cell: Cell, method: str) -> str:
+    gain = board.gain(cell, method)
+    if gain is None:
+        return NOT_RUN
+    return f"{gain.value:+.2f}" + ("" if math.isnan(gain.error) else f" ± {gain.error:.2f}")
+
+
+def _pair(result: Result | None) -> list[str]:
+    if result is None:
+        return [NOT_RUN, NOT_RUN]
+    return [accuracy(result, "test"), accuracy(result, "val")]
+
+
+def _untrained(result: Result | None) -> str:
+    return NOT_RUN if result is None else f"{result.untrained:.2f}"
