@@ -147,8 +147,7 @@ def updates() -> tuple[dict[str, float], list[tuple[str, str, str]]]:
     agents = {
         "ddpg": trained("ddpg"),
         "ddpg, fused Adam": trained("ddpg", policy_kwargs={**small, **FUSED}),
-        "ddpg, 1-step memory": trained("ddpg", n_steps=1),
-        "ddpg, both": trained("ddpg", n_steps=1, policy_kwargs={**small, **FUSED}),
+        "ddpg, SB3's n-step memory": trained("ddpg", n_steps=STEPS),
         "haq-ddpg": trained("haq-ddpg"),
     }
     bare = {
@@ -163,11 +162,9 @@ def updates() -> tuple[dict[str, float], list[tuple[str, str, str]]]:
     contenders |= {name: each.update for name, each in bare.items()}
     compared = [
         ("ddpg as it is set", "ddpg", "bare 128-128"),
-        ("ddpg, its memory without n-step returns", "ddpg, 1-step memory", "bare 128-128"),
+        ("ddpg, SB3's n-step memory", "ddpg, SB3's n-step memory", "bare 128-128"),
         ("ddpg, fused Adam on both sides", "ddpg, fused Adam", "bare 128-128, fused Adam"),
-        ("ddpg, fused, to plain bare", "ddpg, fused Adam", "bare 128-128"),
-        ("ddpg, fused, 1-step, to plain bare", "ddpg, both", "bare 128-128"),
-        ("ddpg, fused, 1-step, both fused", "ddpg, both", "bare 128-128, fused Adam"),
+        ("ddpg, fused Adam, to plain bare", "ddpg, fused Adam", "bare 128-128"),
         ("haq-ddpg, fused Adam on both sides", "haq-ddpg", "bare 400-300, fused Adam"),
     ]
     return interleaved(contenders), compared

@@ -172,6 +172,21 @@ def test_an_off_policy_agent_learns_from_the_final_reward_at_every_step(name):
     assert agent._n_updates == STEPS  # none in the warm-up, then one for each step
 
 
+@pytest.mark.parametrize("name", [name for name in OFF_POLICY if name != "haq-ddpg"])
+def test_the_memory_of_episodes_equals_n_step_returns_to_the_bit(name):
+    episodes, kept = 9, 4  # the memory is written over twice
+    agents = []
+    for memory in ({}, {"n_steps": STEPS}):  # one after the other: SB3 draws from global generators
+        agents.append(make_agent(name, toy(name), 0, 2, buffer_size=kept * STEPS, **memory))
+        agents[-1].learn(episodes * STEPS)
+    own, theirs = agents
+    memories = [type(agent.replay_buffer).__name__ for agent in agents]
+    assert memories == ["EpisodeMemory", "NStepReplayBuffer"]
+    assert own._n_updates == (episodes - 2) * STEPS
+    for key, value in own.policy.state_dict().items():
+        assert torch.equal(value, theirs.policy.state_dict()[key]), key
+
+
 @pytest.mark.parametrize("name", ON_POLICY)
 def test_an_on_policy_agent_learns_from_whole_episodes_and_from_the_first_on(name):
     agent = make_agent(name, toy(name), 0, 20)

@@ -21,9 +21,9 @@ WARMUP = 20  # episodes of random actions before the agent learns (HAQ's release
 SIGMA, DECAY = 0.6, 0.99  # exploration in [-1, 1]; HAQ starts at 1.0
 MEMORY = 128  # episodes that an off-policy agent remembers (HAQ's released code)
 
-# The final reward is an n-step return (n = steps of the episode, gamma 1): every decision is
-# told how the whole policy fared, as in HAQ, with nothing but SB3's own buffer. One update for
-# each step, after the episode, batch 64, 128 episodes of memory: HAQ's released code.
+# Every decision is told how the whole policy fared, as in HAQ: n-step returns, n = steps of the
+# episode, gamma 1 (`EpisodeMemory`, which knows the episode's length and needs no n). One update
+# for each step, after the episode, batch 64, 128 episodes of memory: HAQ's released code.
 EPISODIC: dict[str, Any] = {
     "gamma": 1.0,
     "batch_size": 64,
@@ -189,6 +189,8 @@ def make_agent(
         from haq_env.agents.noise import FadingNoise
 
         settings["action_noise"] = FadingNoise(1, SIGMA, DECAY, warmup, seed)
+    if "n_steps" in overrides:  # off-policy: SB3's own memory then
+        settings.pop("replay_buffer_class", None)
     # the class may write into what it is given, which must not reach the next agent
     settings["policy_kwargs"] = dict(settings["policy_kwargs"])
     agent: BaseAlgorithm = agent_class(
@@ -201,8 +203,10 @@ def make_agent(
 def _by_length(algorithm: Algorithm, steps: int, warmup: int) -> dict[str, Any]:
     """Return the settings that follow from the number of steps in an episode."""
     if algorithm.family == "off":
+        from haq_env.agents.memory import EpisodeMemory
+
         return {
-            "n_steps": steps,
+            "replay_buffer_class": EpisodeMemory,
             "buffer_size": MEMORY * steps,
             "learning_starts": warmup * steps,
         }
