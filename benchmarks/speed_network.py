@@ -39,7 +39,9 @@ from haq_env.networks import load_network
 from haq_env.quantization.clustering import SortedValues
 from haq_env.quantization.integer import IntegerNetwork
 from haq_env.quantization.kernels import Unsupported
+from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
+from haq_env.quantization.scheme import Settings
 
 
 def evaluation(quick: bool, _: int) -> list[Row]:
@@ -160,15 +162,20 @@ def step(quick: bool, _: int) -> list[Row]:
 def calibration(quick: bool, _: int) -> list[Row]:
     """Clips of all layers, weights and inputs, 2 to 8 bits, the float forward included.
 
-    On MobileNet-V2 the float forward is most of ours, which no table saves; on MobileNet-V1 it is
-    the search among 98 clips for each width, in samples of up to a million values. Smaller samples
-    would be faster, and move the published clips.
+    HAQ's released code searches below 5 bits only and takes the largest magnitude above; equal
+    work is the search at every width, which is what ours does. On MobileNet-V1 0.25 a third of ours
+    is sorting, half the search among 98 clips for each width. Tried without moving a clip: every
+    fourth clip first and then those beside the best, all widths in one call (together a tenth
+    less time for twice the code), sorting only what is positive (nothing). Samples of 2^16 values
+    in place of 2^20 save a quarter, and move single clips by up to a fifth.
     """
     rows = []
     small = V2._replace(size=32, batch=128, label="MobileNet-V2 1.0, 32 px")
     for net in (V1_QUARTER,) if quick else (V1_QUARTER, small):
         module, layers, images = net.module(), net.layers(), net.images()
         network, parts = plain_haq.plain_network(module, layers)
+        own = QuantizedNetwork(module, layers, calibration_images=images)
+        found = [own.module.get_submodule(name) for name in layers.names]
 
         def widths(
             bits: range,
@@ -189,9 +196,10 @@ def calibration(quick: bool, _: int) -> list[Row]:
 
         times = Times(
             {
-                "ours": lambda m=module, t=layers, i=images: QuantizedNetwork(
-                    m, t, calibration_images=i
-                ),
+                "ours": lambda n=own, f=found, i=images: [
+                    LinearQuantizer(layer, part.weight, sample, Settings())
+                    for layer, part, sample in zip(n.layers, f, n.record_inputs(f, i), strict=True)
+                ],
                 "rule": widths(range(2, 9), below=5),
                 "all": widths(range(2, 9), below=9),
             },
@@ -201,7 +209,7 @@ def calibration(quick: bool, _: int) -> list[Row]:
         rows.append(
             times.faster(f"{about} below 5 bits, above the maximum / ours", "ours", "rule", 20)
         )
-        rows.append(times.told(f"{about} at every width / ours", "all", "ours"))
+        rows.append(times.faster(f"{about} at every width / ours", "ours", "all", 20))
     return rows
 
 

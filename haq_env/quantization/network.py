@@ -94,7 +94,7 @@ class QuantizedNetwork(nn.Module):
         self.quantizer = quantizer
         self.bits: Bits | None = None
         found = _find(self.module, layers)
-        inputs = self._record_inputs(found, calibration_images)
+        inputs = self.record_inputs(found, calibration_images)
         cache = WeightCache(cache_bytes)
         self._layers: list[QuantLayer] = []
         for layer, part, sample in zip(layers, found, inputs, strict=True):
@@ -217,7 +217,12 @@ class QuantizedNetwork(nn.Module):
                     f"allowed: {allowed.start} to {allowed.stop - 1} (its inputs are signed)."
                 )
 
-    def _record_inputs(self, found: list[nn.Module], images: Tensor) -> list[Tensor]:
+    def record_inputs(self, found: list[nn.Module], images: Tensor) -> list[Tensor]:
+        """Run images and return a sample of what enters each of some layers, flat, float.
+
+        Raises:
+            InputError: a layer is not reached.
+        """
         seen: list[list[Tensor]] = [[] for _ in found]
         with _input_hooks(found, seen), torch.no_grad():
             self(images)
