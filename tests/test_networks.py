@@ -400,7 +400,26 @@ def overwritten(x):
     return y
 
 
+def forgotten_result(x):
+    F.relu(x, inplace=True)
+    return x
+
+
+class ForgottenResult(nn.Module):
+    """Calls an in-place ReLU and goes on with the tensor that was written into."""
+
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        self.relu(x)
+        return x
+
+
 UNSIGNED = [
+    forgotten_result,
+    ForgottenResult(),
     F.relu,
     F.relu6,
     torch.sigmoid,

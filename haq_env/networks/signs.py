@@ -75,11 +75,17 @@ def not_negative(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.N
     known: dict[fx.Node, bool] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            known[node] = _of_module(modules[node.target], node, known)
+            module = modules[node.target]
+            known[node] = _of_module(module, node, known)
+            if getattr(module, "inplace", False):
+                _write_back(node, known)
         elif node.op in ("call_function", "call_method"):
             name = _name(node)
             known[node] = _of_call(name, node, known)
-            _write_back(name, node, known)
+            if name == "setitem":
+                _write_back(node, known, _argument(node, 2, "value"))
+            elif _in_place(name, node):
+                _write_back(node, known)
         else:
             known[node] = False
     return known
@@ -138,17 +144,25 @@ def _clamped(name: str, node: fx.Node, known: Mapping[fx.Node, bool]) -> bool:
     return kept and (upper is None or _is(upper, known))
 
 
-def _write_back(name: str, node: fx.Node, known: dict[fx.Node, bool]) -> None:
-    """Carry the sign of an in-place result to the tensor that it was written into."""
+def _in_place(name: str, node: fx.Node) -> bool:
+    if name in ("relu", "relu6") and len(node.args) > 1:
+        return bool(node.args[1])
+    named = name in ("iadd", "imul", "isub", "itruediv") or _IN_PLACE.match(_raw_name(node))
+    return bool(named or node.kwargs.get("inplace"))
+
+
+def _write_back(node: fx.Node, known: dict[fx.Node, bool], part: Any = None) -> None:
+    """Carry the sign of what was written in place to the tensor that it was written into.
+
+    Args:
+        node: whose first argument was written into.
+        known: what is known so far, changed here.
+        part: what was written if it replaces only a part of the tensor.
+    """
     target = _argument(node, 0, "input")
     if not isinstance(target, fx.Node):
         return
-    if name == "setitem":
-        result = known[target] and _is(_argument(node, 2, "value"), known)
-    elif name in ("iadd", "imul", "isub", "itruediv") or _IN_PLACE.match(_raw_name(node)):
-        result = known[node]
-    else:
-        return
+    result = known[node] if part is None else known[target] and _is(part, known)
     if known[target] and not result:
         # Any earlier tensor may be a view of this one.
         known.update(dict.fromkeys(known, False))
