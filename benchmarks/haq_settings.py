@@ -41,8 +41,24 @@ class Finetuning:
 FINALS = {"digits": Finetuning(epochs=10.0, batch_size=32, learning_rate=0.05)}
 
 
+class OfDataset:
+    """Names of files, for settings with a data set and a folder of weights."""
+
+    dataset: str
+    weights: Path | None
+
+    @property
+    def name(self) -> str:
+        """Name of the data set in files."""
+        return dataset_name(self.dataset).replace(":", "-")
+
+    def checkpoint(self, network: str) -> Path | None:
+        """Return the file of a network's weights, None for the bundled ones."""
+        return None if self.weights is None else self.weights / f"{network}_{self.name}.safetensors"
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(OfDataset):
     """Run HAQ's tables again: searched against uniform policies of equal cost."""
 
     dataset: str = "cifar10"
@@ -95,11 +111,6 @@ class Settings:
     """Report what has been run."""
 
     @property
-    def name(self) -> str:
-        """Name of the files of the results."""
-        return dataset_name(self.dataset).replace(":", "-")
-
-    @property
     def cells(self) -> list[Cell]:
         """The cells, the most telling ones first."""
         found = ordered_cells(self.networks, self.blocks)
@@ -116,10 +127,6 @@ class Settings:
         names = ("epochs", "batch_size", "learning_rate")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return replace(FINALS.get(self.name, Finetuning()), **given)
-
-    def checkpoint(self, network: str) -> Path | None:
-        """Return the file of a network's weights, None for the bundled ones."""
-        return None if self.weights is None else self.weights / f"{network}_{self.name}.safetensors"
 
     def protocol(self, data: Dataset) -> Protocol:
         """Say what decides the rows."""

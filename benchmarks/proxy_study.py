@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import tyro
 from haq_cells import side_digits
-from haq_settings import FINALS, Finetuning
+from haq_settings import FINALS, Finetuning, OfDataset
 from result_files import keep_settings, read, weights_digest, write
 from rich.console import Console
 from sensitivities import equal_cost
 
-from haq_env.data import Dataset, Split, dataset_name, load_dataset
+from haq_env.data import Dataset, Split, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -34,7 +34,7 @@ CEILING = "another seed of the full finetune"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(OfDataset):
     """Rank policies of equal cost by proxies and by the full finetuning."""
 
     dataset: str = "digits"
@@ -79,19 +79,10 @@ class Settings:
     """Report what has been measured."""
 
     @property
-    def name(self) -> str:
-        """Name of the data set in files."""
-        return dataset_name(self.dataset).replace(":", "-")
-
-    @property
     def final(self) -> Finetuning:
         """The full finetuning."""
         usual = FINALS.get(self.name, Finetuning())
         return usual if self.epochs is None else replace(usual, epochs=self.epochs)
-
-    def checkpoint(self, network: str) -> Path | None:
-        """Return the file of a network's weights, None for the bundled ones."""
-        return None if self.weights is None else self.weights / f"{network}_{self.name}.safetensors"
 
 
 def permutations(space: BitSpace, count: int, seed: int) -> Bits:

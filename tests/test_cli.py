@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from haq_env import ENVIRONMENTS
-from haq_env.cli import COMMANDS, main
+from haq_env.cli import main
+from haq_env.commands import COMMANDS
 from haq_env.cost import UNITS
 from haq_env.data import DATASETS
 from haq_env.hardware import HARDWARE
