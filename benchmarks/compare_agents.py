@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,9 @@ from haq_env.yardstick import optimum, yardstick
 RESULTS = Path(__file__).parent / "results" / "compare"
 INSTANCES = 5
 DIGITS = "HAQ-BISMO-Edge-v0"
+
+# methods that may end before their evaluations are spent
+ENDING = ("uniform", "greedy", "greedy-sensitivity")
 
 # What the published table holds: task -> seeds, evaluations, methods.
 SENSITIVITY = ("ilp-kl", "ilp-fit", "ilp-hawq-v2", "ilp-hawq", "greedy-sensitivity")
@@ -196,7 +200,12 @@ def fill(settings: Settings, console: Console) -> int:
                 job = next(waiting, None)
                 if job is None:
                     break
-                futures[pool.submit(work, job, settings.out)] = job
+                try:
+                    futures[pool.submit(work, job, settings.out)] = job
+                except BrokenProcessPool as error:
+                    raise InputError(
+                        "a worker process died (out of memory?): call it again, it goes on."
+                    ) from error
             if not futures:
                 return failed
             done = next(as_completed(futures))
@@ -209,12 +218,23 @@ def fill(settings: Settings, console: Console) -> int:
 
 
 def published(settings: Settings) -> set[tuple[str, str, int]]:
-    """List the runs that are in the results already: (task, method, seed)."""
+    """List the runs that are in the results already: (task, method, seed).
+
+    Raises:
+        InputError: they had another number of evaluations.
+    """
     found = set()
     for task in settings.tasks:
         path = settings.results / f"{slug(task)}.csv"
-        for run in read_csv(path) if path.exists() else []:
-            found.add((run.task, run.method, run.seed))
+        runs = read_csv(path) if path.exists() else []
+        wanted = settings.jobs_of(task)[0].evaluations
+        # a method may end by itself, but none goes on for longer
+        longest = max((len(run.best_so_far) for run in runs), default=wanted)
+        if longest > wanted or (longest < wanted and any(r.method not in ENDING for r in runs)):
+            raise InputError(
+                f"{path} has runs of {longest} evaluations, not {wanted}: give another --results."
+            )
+        found |= {(run.task, run.method, run.seed) for run in runs}
     return found
 
 

@@ -130,10 +130,13 @@ def convert(source: str | Path, target: str | Path, form: str | None = None) -> 
     if form is None:
         policy.save(target)
         return target
-    text = FORMATS[form](policy)
+    try:
+        content = FORMATS[form](policy).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{source}: the name of a layer is no text: {error}.") from error
     scratch = target.with_name(target.name + ".part")
     with writing(target):
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(content)
         scratch.replace(target)
     return target
 

@@ -43,6 +43,16 @@ def test_a_table_is_read_back_bit_by_bit_whatever_layers_are_called(rows):
     assert (back.bits == bits).all()
 
 
+def test_a_name_that_is_no_text_is_one_clear_error(policy, tmp_path, capsys):
+    source = tmp_path / "policy.json"
+    policy.save(source)
+    source.write_text(source.read_text().replace(policy.names[0], "\\ud800", 1))
+    with pytest.raises(SystemExit, match="2"):
+        main(["convert", str(source), "--out", str(tmp_path / "o.csv"), "--to", "csv"])
+    assert "the name of a layer is no text" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.json"]
+
+
 def test_a_bit_config_has_every_layers_weights_and_input_in_order(policy):
     config = json.loads(to_hawq(policy))
     assert config == ast.literal_eval(to_hawq(policy))

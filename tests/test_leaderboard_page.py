@@ -15,8 +15,10 @@ from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import write_page
 from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, checkpoints, find_track
 from haq_env.leaderboard.standings import Standings
+from haq_env.leaderboard.submission import read_submission
 from haq_env.leaderboard.table import markdown
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun, load_all
+from haq_env.leaderboard.verify import check_published
 from haq_env.report.roofline import roofline_points
 from haq_env.report.runs import read_csv, write_csv
 from haq_env.report.tensorboard import TAG, write_tensorboard
@@ -132,6 +134,40 @@ def test_an_entry_that_has_not_run_on_all_tracks_has_no_place(verified):
     assert (row.entry, row.tracks, row.at) == ("mine", (1, 3), {})
 
 
+def test_running_for_longer_gives_no_place(verified):
+    lazy = made(("lazy",), "lazy", budget=400, gain=1.0)
+    runs = tuple(replace(run, steps=run.steps[:1], evaluations=1) for run in lazy.runs)
+    found = Standings([verified, replace(lazy, runs=runs)], repetitions=20)
+    assert found.main == 100
+    assert found.rows[0].entry != "lazy"
+    last = next(row for row in found.rows if row.entry == "lazy")
+    assert (last.at[400].value, last.over_leader.value < 0.5) == (0, True)
+    assert "lazy" in markdown([verified, replace(lazy, runs=runs)])
+
+
+def test_an_entry_has_a_score_where_all_its_runs_have_one(verified):
+    def shorter(run):
+        return replace(run, cell=replace(run.cell, evaluations=60), steps=run.steps[:2])
+
+    runs = tuple(
+        shorter(run) if run.cell.method == "sac" and run.cell.seed == 2 else run
+        for run in verified.runs
+    )
+    found = Standings([replace(verified, runs=runs)], repetitions=20)
+    rows = {row.entry: row for row in found.rows}
+    assert (list(rows["sac"].at), list(rows["random"].at)) == ([50], [50, 100])
+    assert rows["sac"].over_baseline is not None  # at 50
+    assert "sac" in markdown([replace(verified, runs=runs)])
+
+
+def test_another_submission_of_random_policies_takes_the_baseline_from_nobody(verified):
+    ours, theirs = replace(verified, name="baselines"), made(("random",), "theirs")
+    rows = Standings([ours, theirs], repetitions=20).rows
+    own = {row.entry: row.over_baseline for row in rows}
+    assert own.pop("random (baselines)") is None
+    assert all(value is not None for value in own.values())
+
+
 def test_names_with_markup_are_text_in_the_table():
     evil = made(("random", "sac"), "evil", authors=(EVIL,), title=EVIL, tracks=TRACKS[:1])
     text = markdown([evil])
@@ -154,6 +190,8 @@ def test_the_published_table_comes_out_of_the_published_numbers():
         pytest.skip("no verified numbers are published yet")
     text = (ROOT / REPORT / "README.md").read_text(encoding="utf-8")
     assert markdown(load_all(folders)) == text
+    for folder in folders:
+        check_published(read_submission(folder), Verified.load(folder / "verified.json"))
 
 
 @pytest.mark.parametrize(

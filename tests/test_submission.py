@@ -17,7 +17,7 @@ from rich.console import Console
 from haq_env.errors import InputError
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard import judge
-from haq_env.leaderboard.commands import SUBMISSIONS, Verify, chosen
+from haq_env.leaderboard.commands import SUBMISSIONS, Report, Verify, chosen
 from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, checkpoints, find_track
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.submission import Manifest, read_submission, write_submission
@@ -375,6 +375,72 @@ def test_numbers_of_another_submission_are_not_taken_for_its_own(submitted, choi
     (submitted / "manifest.json").write_text(head.replace("A test", "B test"))
     assert check.run(Console()) == 1
     assert "was made from other files" in capsys.readouterr().out
+
+
+def forge(found: Verified, how: str) -> Verified:
+    """Edit verified numbers as somebody would who submits them along with the policies."""
+    first, second = found.runs
+    if how == "a better policy for another run":
+        return replace(
+            found, runs=(first, replace(second, steps=first.steps[:1] + first.steps[-1:]))
+        )
+    if how == "a run that was not submitted":
+        return replace(found, runs=(*found.runs, replace(first, cell=replace(first.cell, seed=9))))
+    if how == "fewer evaluations":
+        return replace(found, runs=(replace(first, evaluations=1), second))
+    if how == "another title":
+        return replace(found, title="The best of all")
+    return replace(found, runs=(replace(first, charge=0.5), second))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("a better policy for another run", "a run that was not submitted", "fewer evaluations"),
+        *("another title", "another charge"),
+    ],
+)
+def test_verified_numbers_that_were_brought_along_are_not_believed(
+    submitted, choice, tmp_path, capsys, how
+):
+    _, found = verify(read_submission(submitted), choice)
+    forge(found, how).save(submitted / "verified.json")
+    assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) == 1
+    assert "verify it again" in capsys.readouterr().out
+    with pytest.raises(InputError, match="verify it again"):
+        Report((submitted,), tmp_path / "report").run(Console())
+    found.save(submitted / "verified.json")
+    assert Report((submitted,), tmp_path / "report").run(Console()) == 0
+
+
+def test_a_submission_that_cannot_be_read_keeps_no_numbers(submitted, choice):
+    verify(read_submission(submitted), choice)[1].save(submitted / "verified.json")
+    (submitted / "manifest.json").write_text("{}")
+    assert Verify((submitted,), cache=choice.cache, jobs=1).run(Console()) == 1
+    assert not (submitted / "verified.json").exists()
+
+
+def test_a_run_that_was_refused_when_published_is_no_new_failure(submitted, choice, capsys):
+    edit(submitted, 0, lambda r: r["steps"][-1].update(accuracy=r["steps"][-1]["accuracy"] + 1))
+    assert Verify((submitted,), cache=choice.cache, jobs=1).run(Console()) == 1
+    assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) == 0
+    assert "(as it is published)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["verified.json", "verified.json.part"])
+def test_nothing_is_written_through_a_link_in_the_folder(submitted, choice, tmp_path, name):
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    (submitted / name).symlink_to(outside)
+    assert Verify((submitted,), cache=choice.cache, jobs=1).run(Console()) == 0
+    assert outside.read_text() == "precious"
+    assert not (submitted / "verified.json").is_symlink()
+
+
+def test_a_folder_that_is_a_link_is_refused(submitted, tmp_path):
+    (tmp_path / "link").symlink_to(submitted, target_is_directory=True)
+    with pytest.raises(InputError, match="is a link: give the folder itself"):
+        read_submission(tmp_path / "link")
 
 
 # -- what is published -------------------------------------------------------------------------

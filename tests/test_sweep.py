@@ -132,6 +132,16 @@ def test_an_owner_that_gave_no_sign_of_life_loses_its_run_and_cannot_finish_it(
     assert store.outcomes() == [outcome_of(cell)]
 
 
+def test_a_clock_that_was_set_or_a_machine_that_slept_ends_no_living_sweep(tmp_path, monkeypatch):
+    store, cell, owner = Store(tmp_path), CELLS[0], Owner()
+    store.add([cell])
+    assert store.claim(owner, [cell]) == cell
+    monkeypatch.setattr(owners, "LEASE", -1000.0)  # its last sign of life is long ago now
+    for other in (owner, Owner()):
+        assert store.claim(other, [cell]) is None
+    assert store.finish(owner, outcome_of(cell))
+
+
 def test_what_is_given_back_in_good_order_counts_as_no_attempt(tmp_path):
     store, owner = Store(tmp_path), Owner()
     store.add(CELLS)
@@ -245,7 +255,7 @@ def test_engines_agree_and_a_crash_takes_no_other_run_with_it(tmp_path, monkeypa
         (["--methods", "alphazero"], "unknown method 'alphazero'"),
         (["--tracks", EDGE + "x"], f"Did you mean '{EDGE}'?"),
         (["--seeds", "0", "10"], "seed 10 is outside the protocol"),
-        (["--evaluations", "0"], "evaluations must be 1 or more"),
+        (["--evaluations", "0"], "evaluations must be 1 to 1000"),
         (["--engine", "slurm"], "unknown engine 'slurm'"),
         (["--jobs", "0"], "jobs must be 1 or more"),
     ],

@@ -175,7 +175,7 @@ def _line(index: int, x: Sequence[int], tasks: Sequence[Array]) -> dict[str, Any
 
 
 def _profile(standings: Standings) -> dict[str, Any]:
-    last = max((max(row.at) for row in standings.rows if row.at), default=0)
+    last = standings.main
     scores = {
         index: found
         for index, name in enumerate(standings.entries)

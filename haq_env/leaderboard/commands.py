@@ -116,7 +116,7 @@ class Verify:
     def _one(self, folder: Path, console: Console) -> int:
         from haq_env.leaderboard.submission import read_submission
         from haq_env.leaderboard.verified import FILE, Verified
-        from haq_env.leaderboard.verify import Choice, verify
+        from haq_env.leaderboard.verify import Choice, check_published, verify
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -127,12 +127,16 @@ class Verify:
             submission = read_submission(folder)
             if read_only and (folder / FILE).exists():
                 published = Verified.load(folder / FILE)
-                if published.digests != submission.digests:
-                    raise InputError(f"{FILE} was made from other files than those in {folder}.")
+                try:
+                    check_published(submission, published)
+                except InputError as error:
+                    raise InputError(f"{FILE}: {error}") from error
             elif self.check:
                 raise InputError(f"{folder} has no {FILE} to compare with.")
         except InputError as error:
             say(f"refused: {folder}: {error}")
+            if not read_only and not folder.is_symlink():  # what it brought must not be believed
+                (folder / FILE).unlink(missing_ok=True)
             return 1
         choice = Choice(self.sample, self.seed, not self.scores_only, self.cache, self.jobs)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -146,10 +150,14 @@ class Verify:
                 published=published,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        known = () if published is None else published.refused
+        refused = failures = 0
         for verdict in verdicts:
-            say(str(verdict))
-        failures = sum(bool(verdict.problems) for verdict in verdicts)
-        say(f"{folder}: {len(verdicts)} runs executed again, {failures} refused")
+            again = any(line.startswith(f"refused: {verdict.cell};") for line in known)
+            say(f"{verdict}{' (as it is published)' if verdict.problems and again else ''}")
+            refused += bool(verdict.problems)
+            failures += bool(verdict.problems) and not again
+        say(f"{folder}: {len(verdicts)} runs executed again, {refused} refused")
         if not read_only:
             found.save(folder / FILE)
             say(f"Written: {folder / FILE}")
@@ -171,12 +179,20 @@ class Report:
         from haq_env.leaderboard.curves import curves
         from haq_env.leaderboard.page import write_page
         from haq_env.leaderboard.standings import Standings
+        from haq_env.leaderboard.submission import read_submission
         from haq_env.leaderboard.table import markdown
-        from haq_env.leaderboard.verified import load_all
+        from haq_env.leaderboard.verified import FILE, Verified, load_all
+        from haq_env.leaderboard.verify import check_published
         from haq_env.report.runs import write_csv
         from haq_env.report.terminal import writing
 
-        verified = load_all(submissions(self.folders))
+        folders = submissions(self.folders)
+        verified = load_all(folders)
+        for folder in folders:
+            try:
+                check_published(read_submission(folder), Verified.load(folder / FILE))
+            except InputError as error:
+                raise InputError(f"{folder}: {error}") from error
         standings = Standings(verified)
         runs = curves(standings)
         with writing(self.out):

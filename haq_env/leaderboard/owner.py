@@ -30,11 +30,11 @@ class Owner:
     beat: float = field(default_factory=time.time)
 
     def gone(self) -> bool:
-        """Say whether it is dead: no sign of life for too long, or no such process any more."""
-        if time.time() - self.beat > LEASE:
-            return True
-        here = self.machine != "" and self.machine == _machine()
-        return here and _started(self.pid) != self.started
+        """Say whether it is dead: no such process here, no sign of life for too long elsewhere."""
+        if self.machine and self.machine == _machine():
+            # certain, where a clock that was set or a machine that slept would end the living
+            return _started(self.pid) != self.started
+        return time.time() - self.beat > LEASE
 
 
 def _machine() -> str:

@@ -20,6 +20,7 @@ VERSION = 1  # of the protocol: raised when numbers of two versions cannot be co
 SEEDS = range(10)  # of published runs
 TUNING_SEEDS = 100  # settings are tuned on seeds from here on only
 CHECKPOINTS = (50, 100, 200, 400)  # evaluations after which a run's best policy counts
+MOST_EVALUATIONS = 1000  # of a run
 FRESH_SEEDS = (1000, 1001, 1002)  # of the finetuning that scores a policy on test images
 
 
@@ -164,10 +165,10 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """Refuse seeds that are neither for publishing nor for tuning.
 
     Raises:
-        InputError: a seed is negative, or between 10 and 99.
+        InputError: a seed is negative, between 10 and 99, or too large for a file of runs.
     """
     for seed in seeds:
-        if seed not in SEEDS and seed < TUNING_SEEDS:
+        if seed not in SEEDS and not TUNING_SEEDS <= seed < 2**53:
             raise InputError(
                 f"seed {seed} is outside the protocol: published runs have seeds "
                 f"{SEEDS[0]} to {SEEDS[-1]}, tuning has {TUNING_SEEDS} and above."

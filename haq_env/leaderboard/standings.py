@@ -21,6 +21,7 @@ from haq_env.report import estimates
 from haq_env.report.estimates import Array, Estimate
 
 BASELINE = "random"
+OWN = "baselines"  # name of this package's own submission
 LEVELS = (0.5, 0.9)  # scores that runs are expected to reach
 
 
@@ -93,6 +94,7 @@ class Standings:
         anchors: track to what 0 and 1 mean there, for tracks on which something better than
             uniform is known. The others are not scored.
         unscored: names of the others.
+        main: the checkpoint at which entries are ranked.
         entries: name to its runs, by track and seed. The name is that of the method, with the
             submission's where two submissions have a method of one name.
         rows: the entries from the leader to the last, then those that have not run on all tracks.
@@ -111,6 +113,8 @@ class Standings:
         self.entries, self._titles = _entries(submissions)
         if not self.entries:
             raise InputError("there is no verified run.")
+        ours = (BASELINE, f"{BASELINE} ({OWN})")  # the latter where others have a `random` too
+        self._baseline = next((name for name in ours if name in self.entries), None)
         every = [run for runs in self.entries.values() for run in runs]
         found = {track: self._anchor(track) for track in sorted({r.cell.track for r in every})}
         self.anchors = {track: anchor for track, anchor in found.items() if anchor.gain > 0}
@@ -120,16 +124,13 @@ class Standings:
     def scores(self, entry: str, count: int) -> list[Array] | None:
         """Return the scores of an entry after so many evaluations: [seeds] of each scored track.
 
-        None if it has not run on all of them, or not for so long.
+        None if it has not run on all of them, or one of its runs not for so long.
         """
         found = []
         for track, anchor in self.anchors.items():
-            own = [
-                run
-                for run in self.entries[entry]
-                if run.cell.track == track and count in checkpoints(run.cell.evaluations)
-            ]
-            if not own:
+            own = [run for run in self.entries[entry] if run.cell.track == track]
+            # all runs or none: who goes on with lucky seeds only must not gain by it
+            if not own or any(count not in checkpoints(r.cell.evaluations) for r in own):
                 return None
             found.append(np.array([anchor.score(run.best_after(count)) for run in own]))
         return found or None
@@ -156,14 +157,28 @@ class Standings:
     def _rows(self) -> list[Standing]:
         counts = {name: self.counts(name) for name in self.entries}
         ranked = [name for name in self.entries if counts[name]]
-        middles = {
-            name: estimates.iqm(self.scores(name, counts[name][-1]) or []) for name in ranked
-        }
-        ranked.sort(key=lambda name: (-counts[name][-1], -middles[name], name))
+        self.main = self._main([counts[name] for name in ranked])
+
+        def standing(name: str) -> tuple[float, float, str]:
+            last = estimates.iqm(self.scores(name, counts[name][-1]) or [])
+            at = self.scores(name, self.main)
+            return (math.inf if at is None else -estimates.iqm(at), -last, name)
+
+        ranked.sort(key=standing)
         others = [name for name in self.entries if not counts[name]]
         leader = ranked[0] if ranked else None
         rows = [self._row(name, counts[name], leader) for name in ranked]
         return rows + [self._about(name) for name in sorted(others)]
+
+    @staticmethod
+    def _main(reached: Sequence[Sequence[int]]) -> int:
+        """Choose where entries are ranked: the last checkpoint that half of them reach.
+
+        The last that anybody reaches would give the first place to whoever runs longest.
+        """
+        every = sorted({count for counts in reached for count in counts})
+        common = [n for n in every if 2 * sum(n in counts for counts in reached) >= len(reached)]
+        return max(common or every, default=0)
 
     def _about(self, entry: str) -> Standing:
         runs = self.entries[entry]
@@ -197,19 +212,21 @@ class Standings:
             about.seeds,
             {count: estimates.estimate(found, **self._draw) for count, found in scores.items()},
             estimates.mean_regret(last, [1.0] * len(last), **self._draw),
-            self._over(entry, BASELINE, counts[-1]),
-            self._over(entry, leader, counts[-1]),
+            self._over(entry, self._baseline, counts),
+            self._over(entry, leader, counts),
             reach,
             about.charge,
         )
 
-    def _over(self, entry: str, other: str | None, count: int) -> Estimate | None:
-        if other is None or other == entry or other not in self.entries:
+    def _over(self, entry: str, other: str | None, counts: Sequence[int]) -> Estimate | None:
+        """Compare at the last checkpoint that both have reached."""
+        if other is None or other == entry:
             return None
-        ours, theirs = self.scores(entry, count), self.scores(other, count)
-        if ours is None or theirs is None:
-            return None
-        return estimates.probability_of_improvement(ours, theirs, **self._draw)
+        for count in reversed(counts):
+            ours, theirs = self.scores(entry, count), self.scores(other, count)
+            if ours is not None and theirs is not None:
+                return estimates.probability_of_improvement(ours, theirs, **self._draw)
+        return None
 
 
 def _entries(

@@ -132,7 +132,7 @@ class Store:
                     continue
                 state, attempts, *about = rows[cell]
                 if state == "running":
-                    if not Owner(*about).gone():
+                    if about[0] == owner.token or not Owner(*about).gone():
                         continue
                     if attempts >= ATTEMPTS:
                         _set(connection, cell, f"state = 'failed', error = ?, {_FREE}", _DIED)

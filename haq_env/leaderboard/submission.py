@@ -16,6 +16,7 @@ from typing import Any
 
 from haq_env.errors import InputError
 from haq_env.leaderboard.protocol import (
+    MOST_EVALUATIONS,
     SEEDS,
     TUNING_SEEDS,
     VERSION,
@@ -30,7 +31,7 @@ from haq_env.task import Task
 
 MANIFEST, RUNS = "manifest.json", "runs.jsonl"
 MANIFEST_BYTES, RUNS_BYTES = 1_000_000, 20_000_000  # what is read of a file at most
-MOST_RUNS, MOST_EVALUATIONS, MOST_LAYERS = 20_000, 1000, 1000
+MOST_RUNS, MOST_LAYERS = 20_000, 1000
 METHOD = "[a-z0-9-]{1,40}"  # names of methods, of one's own too
 CODE = r"(https://[A-Za-z0-9._~/#?=&%@:+-]{1,300})?"
 
@@ -147,6 +148,8 @@ def read_submission(folder: str | Path) -> Submission:
             unknown, a seed is none of the published ones, or one run is there twice.
     """
     folder = Path(folder)
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link: give the folder itself.")
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}.")
     head = read_text(folder, MANIFEST, MANIFEST_BYTES)

@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from haq_env.errors import InputError
 from haq_env.leaderboard.engines import Engine
 from haq_env.leaderboard.owner import LEASE, Owner
-from haq_env.leaderboard.protocol import TRACKS, Cell, Outcome, Track, check_seeds, find_track
+from haq_env.leaderboard.protocol import (
+    MOST_EVALUATIONS,
+    TRACKS,
+    Cell,
+    Outcome,
+    Track,
+    check_seeds,
+    find_track,
+)
 from haq_env.leaderboard.store import State, Store
 
 POLL = 0.5  # seconds between two looks at what others and the engine do
@@ -47,8 +55,8 @@ def cells_of(
     """List runs seed by seed, so that a part of them is a fair comparison.
 
     Raises:
-        InputError: a track or a method is unknown, a seed is outside the protocol, or there are
-            fewer than 1 evaluations.
+        InputError: a track or a method is unknown, or a seed or the number of evaluations is
+            outside the protocol.
     """
     from haq_env.agents.methods import search_method
 
@@ -57,8 +65,8 @@ def cells_of(
     for method in methods:
         search_method(method)
     check_seeds(seeds)
-    if evaluations < 1:
-        raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
+    if not 1 <= evaluations <= MOST_EVALUATIONS:
+        raise InputError(f"evaluations must be 1 to {MOST_EVALUATIONS}, not {evaluations}.")
     kinds = itertools.product(dict.fromkeys(seeds), dict.fromkeys(tracks), dict.fromkeys(methods))
     return [Cell(track, method, seed, evaluations) for seed, track, method in kinds]
 

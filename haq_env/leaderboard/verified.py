@@ -11,8 +11,14 @@ from typing import Any
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.protocol import FRESH_SEEDS, VERSION, Cell, find_track
-from haq_env.leaderboard.submission import CODE, METHOD, MOST_EVALUATIONS, MOST_LAYERS, MOST_RUNS
+from haq_env.leaderboard.protocol import (
+    FRESH_SEEDS,
+    MOST_EVALUATIONS,
+    VERSION,
+    Cell,
+    find_track,
+)
+from haq_env.leaderboard.submission import CODE, METHOD, MOST_LAYERS, MOST_RUNS
 from haq_env.leaderboard.untrusted import Fields, parse, read_text
 from haq_env.report.terminal import writing
 
@@ -154,7 +160,10 @@ class Verified:
         lines += [f' "policies": [{_lines(policies)}]', f' "runs": [{_lines(runs)}]']
         scratch = path.with_name(path.name + ".part")
         with writing(path):
-            scratch.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+            # others write into this folder: a link that waits here must not be written through
+            scratch.unlink(missing_ok=True)
+            with scratch.open("x", encoding="utf-8") as file:
+                file.write("{\n" + ",\n".join(lines) + "\n}\n")
             scratch.replace(path)
 
     @classmethod
@@ -162,7 +171,7 @@ class Verified:
         """Read the file.
 
         Raises:
-            InputError: it is missing, damaged, of another protocol, or has one run twice.
+            InputError: it is missing, damaged, of another protocol, or has something twice.
         """
         path = Path(path)
         where = f"{path.parent.name}/{path.name}"
@@ -179,6 +188,8 @@ class Verified:
         )
         if len({(r.cell.track, r.cell.method, r.cell.seed) for r in runs}) < len(runs):
             raise InputError(f"{where} has one run twice.")
+        if len({(p.track, p.w_bits, p.a_bits) for p in policies}) < len(policies):
+            raise InputError(f"{where} has one policy twice.")
         found = cls(
             name=fields.text("name"),
             title=fields.text("title"),

@@ -62,6 +62,8 @@ class Choice:
 
     def of(self, claims: Sequence[Claim]) -> list[Claim]:
         """Return the runs that are executed."""
+        if self.seed < 0:
+            raise InputError(f"the seed of a draw must not be negative, as {self.seed} is.")
         if self.sample is None:
             return list(claims)
         if self.sample < 1:
@@ -125,6 +127,41 @@ def verify(
     verdicts = [Verdict(cell, tuple(problems[cell])) for cell in problems]
     passed = [claim.outcome for claim in fine if not problems[claim.outcome.cell]]
     return verdicts, _verified(submission, passed, policies, verdicts, curves=choice.curves)
+
+
+def check_published(submission: Submission, published: Verified) -> None:
+    """See that verified numbers are of a submission as it stands; nothing is executed.
+
+    Whoever writes a submission may write this file too. What it says of runs must be what was
+    submitted; only its accuracies and costs are then left to be executed.
+
+    Raises:
+        InputError: they are of another submission, or a run in them is not the submitted one.
+    """
+    about = submission.manifest
+    if published.digests != submission.digests:
+        raise InputError("it was made from other files than those beside it: verify them again.")
+    theirs = (published.name, published.title, published.authors, published.code)
+    if theirs != (submission.name, about.title, about.authors, about.code) or (
+        published.environment_changed != about.environment_changed
+    ):
+        raise InputError("it names another submission: verify it again.")
+    claimed = {claim.outcome.cell: claim.outcome for claim in submission.claims}
+    for run in published.runs:
+        outcome = claimed.get(run.cell)
+        scored = set() if outcome is None else {s.evaluation for s in scored_steps(outcome)}
+        if (
+            outcome is None
+            or (run.evaluations, run.charge) != (outcome.evaluations, outcome.charge)
+            or (run.repeats, run.seconds) != (outcome.repeats, outcome.seconds)
+            or [(number, each.w_bits, each.a_bits) for number, each in run.steps]
+            != [
+                (step.evaluation, step.w_bits, step.a_bits)
+                for step in steps_of(outcome, curves=published.curves)
+            ]
+            or any(not each.test for number, each in run.steps if number in scored)
+        ):
+            raise InputError(f"{run.cell} is not what was submitted: verify it again.")
 
 
 def scored_steps(outcome: Outcome) -> list[Step]:

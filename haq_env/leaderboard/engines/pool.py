@@ -65,8 +65,11 @@ class _Worker:
         self._pid = self.executor.submit(os.getpid)
 
     def end(self) -> None:
-        with suppress(Exception):  # it may have died already
-            os.kill(self._pid.result(PATIENCE), signal.SIGTERM)
+        with suppress(Exception):  # it may not have started
+            pid = self._pid.result(PATIENCE)
+            for child in multiprocessing.active_children():  # not a number that is another's now
+                if child.pid == pid:
+                    child.terminate()
         self.executor.shutdown(wait=True, cancel_futures=True)
 
 
