@@ -174,6 +174,11 @@ def run(settings: Settings, console: Console) -> None:
     check_fits(settings.algo, env)
     if source is not None:
         source.check(settings.algo, env)
+        if settings.algo == "haq-ddpg" and source.settings.get("haq") != settings.haq:
+            raise InputError(
+                f"the agent in {settings.transfer_from} has learned with --haq "
+                f"{source.settings.get('haq')}: give that, not --haq {settings.haq}."
+            )
     task = env.task
     folder = settings.out
     open_folder(folder, settings.record(), resume=settings.resume, overwrite=settings.overwrite)

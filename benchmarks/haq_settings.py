@@ -19,6 +19,7 @@ from haq_env.data import Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.bench import find_device
+from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, ordered_cells
 
@@ -147,6 +148,8 @@ class Settings(OfDataset):
             candidates=self.candidates,
             device=torch.device(self.device).type,
             threads=self.threads,
+            images=data.digest(),
+            answers=ANSWERS,
         )
 
 

@@ -19,6 +19,7 @@ from sensitivities import equal_cost
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
+from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks.bundled import find_trained
 from haq_env.policy import ACTIVATION, WEIGHT, Bits
@@ -155,6 +156,8 @@ class Study:
             "full": asdict(self.full),
             "step_rate": settings.step_rate,
             "images": self.images,
+            "pixels": data.digest(),
+            "answers": ANSWERS,
         }
         keep_settings(self.folder / "protocol.json", protocol)
 

@@ -165,7 +165,8 @@ def fill(settings: Settings, data: Dataset, protocol: Protocol, console: Console
                 weights = settings.checkpoint(job.network)
                 labs.clear()  # one network in memory is enough
                 labs[job.network] = Lab(
-                    job.network, data, protocol, weights, folder, cache, progress.watch
+                    *(job.network, data, protocol, weights, settings.device, folder),
+                    *(cache, progress.watch),
                 )
             result = labs[job.network].run(job)
             progress.begin(todo[number + 1 :])

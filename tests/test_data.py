@@ -141,6 +141,21 @@ def test_a_changed_source_is_decoded_again_and_its_old_copy_goes_away(folder, ca
     assert len(list(cache.rglob("about.json"))) == 1
 
 
+def test_one_folder_is_decoded_once_however_it_is_spelled(folder, cache, monkeypatch):
+    small(folder)
+    monkeypatch.chdir(folder.parent)
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+    assert small(Path(folder.name)).digest() == small(folder).digest()
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")} == written
+
+
+def test_a_digest_names_the_images(folder, archives):
+    before = small(folder)
+    assert small(archives).digest() == before.digest()
+    picture(7).save(next((folder / "test").rglob("*.png")))
+    assert small(folder).digest() != before.digest()
+
+
 @pytest.mark.parametrize("harm", ["cut", "lost", "left"])
 def test_a_damaged_cache_is_made_anew(archives, cache, harm):
     whole = small(archives)
@@ -309,6 +324,21 @@ def test_weights_for_other_classes_are_refused(checkpoint, tmp_path):
     write_images(tmp_path / "two", ["a", "b"], 10, 0, (48, 48))
     task = make_task("mobilenet_v2", f"imagefolder:{tmp_path / 'two'}", checkpoint=checkpoint)
     with pytest.raises(InputError, match=r"v2\.safetensors is for 4 classes, and .* has 2"):
+        _ = task.float_accuracy
+
+
+def test_a_network_of_other_classes_than_an_imagenet_folder_is_refused(imagenet):
+    class Thousand(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv = torch.nn.Conv2d(3, 4, 7, 4), torch.nn.Conv2d(4, 4, 3)
+            self.head = torch.nn.Linear(4, 1000)
+
+        def forward(self, images):
+            return self.head(self.conv(self.stem(images)).mean((2, 3)))
+
+    task = make_task(Thousand(), f"imagenet:{imagenet}", evaluator="ptq_bn", budget="w4a4")
+    with pytest.raises(InputError, match=r"the network has 1000 outputs, and the ImageNet folder"):
         _ = task.float_accuracy
 
 

@@ -708,6 +708,23 @@ def test_a_device_that_is_not_there_is_an_error_when_the_task_is_made(device):
         make_task(device=device)
 
 
+def test_a_cuda_device_is_looked_for_without_touching_it(monkeypatch):
+    # a process that has touched CUDA cannot be forked, as AsyncVectorEnv does
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: pytest.fail("CUDA was touched"))
+    make_task(device="cuda:1")
+    with pytest.raises(InputError, match="'cuda:2' cannot be used: 2 CUDA devices"):
+        make_task(device="cuda:2")
+
+
+def test_a_frozen_network_is_one_clear_error_where_it_must_be_finetuned(dropping):
+    frozen = copy.deepcopy(dropping).requires_grad_(False)
+    task = make_task(frozen, BARS, evaluator=BRIEF, budget=0.75)
+    with pytest.raises(InputError, match="no parameter that requires a gradient"):
+        task.evaluate(task.uniform())
+    make_task(frozen, BARS, evaluator="ptq_bn", budget=0.75).evaluate(task.uniform())
+
+
 def test_a_name_without_weights_is_an_error_and_not_a_random_network(task):
     subject = Subject("mobilenet_v1", "digits", task.layers)
     with pytest.raises(InputError, match="has no trained weights to be evaluated"):

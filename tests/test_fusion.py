@@ -120,6 +120,31 @@ def test_what_others_need_too_is_left_as_it_is(monkeypatch):
         assert torch.equal(fused(images(2)), plain(images(2)))
 
 
+class Rectifying(nn.Module):
+    """An in-place ReLU whose input is read again, and is not negative then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.norm, self.relu = nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.norm(self.first(images))
+        other = self.second(self.relu(hidden))
+        return self.head((other + hidden).mean((2, 3)))
+
+
+def test_a_relu_whose_input_others_read_after_it_is_left_as_it_is(monkeypatch):
+    torch.manual_seed(0)
+    fused, plain = both(Rectifying().eval(), monkeypatch)
+    assert type(fused.module.relu) is nn.ReLU
+    with torch.no_grad():
+        for network in (fused, plain):
+            network.set_policy(bits(network, 0).numpy())
+        assert torch.equal(fused(images(2)), plain(images(2)))
+
+
 class Choosing(Branching):
     """A network that torch.fx cannot follow."""
 

@@ -109,6 +109,16 @@ def test_what_does_not_fit_is_one_clear_error_before_any_evaluation(
     assert not (out / "episodes.csv").exists()
 
 
+def test_an_agent_of_haq_decides_by_the_rules_that_it_has_learned_with(tmp_path):
+    first = ["--algo", "haq-ddpg", "--haq", "released", "--episodes", "1"]
+    done = train(*first, "--out", str(tmp_path / "first"), *TIER)
+    assert done.returncode == 0, done.stderr
+    argv = ["--algo", "haq-ddpg", "--transfer-from", str(tmp_path / "first"), "--episodes", "0"]
+    done = train(*argv, "--out", str(tmp_path / "second"), *TIER)
+    assert done.returncode == 2
+    assert "has learned with --haq released: give that, not --haq paper" in done.stderr
+
+
 def test_no_episodes_without_an_agent_is_an_error(tmp_path):
     done = train("--episodes", "0", "--out", str(tmp_path / "out"))
     assert done.returncode == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from haq_env.data.dataset import Dataset
@@ -23,6 +24,7 @@ CLASSES = (
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _BATCHES = "cifar-10-batches-py"  # torchvision's folder
+_LOCK = "download.lock"
 
 
 def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> Dataset:
@@ -43,8 +45,8 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
     Raises:
         InputError: nothing there, damaged, or not ten classes of equally many images.
     """
-    folder = cache_folder() / "cifar10" if root is None else Path(root)
-    if root is None and not _kind(folder):
+    folder = (cache_folder() / "cifar10" if root is None else Path(root)).resolve()
+    if root is None and (not _kind(folder) or (folder / _LOCK).exists()):
         _download(folder)
     kind = _kind(folder)
     if kind == "torchvision":
@@ -59,8 +61,8 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
     else:
         missing = "does not exist" if not folder.exists() else "is not complete"
         raise InputError(
-            f"CIFAR-10 folder {folder} {missing}: it must hold train.tar.gz and test.tar.gz, or "
-            f"the folders train and test, or {_BATCHES}."
+            f"CIFAR-10 folder {root or folder} {missing}: it must hold train.tar.gz and "
+            f"test.tar.gz, or the folders train and test, or {_BATCHES}."
         )
 
     def fill(scratch: Path) -> dict[str, Any]:
@@ -180,7 +182,9 @@ def _download(folder: Path) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        CIFAR10(str(folder), download=True)
+        with FileLock(folder / _LOCK):  # what another process writes is not whole yet
+            if not _kind(folder):
+                CIFAR10(str(folder), download=True)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise InputError(

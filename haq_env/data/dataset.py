@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -94,6 +95,17 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Channels, height and width of one image."""
         return self.train.images.shape[1:]
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that name the images, labels and splits."""
+        sha = hashlib.sha256()
+        for part in ("train", "val", "test"):
+            split = getattr(self, part)
+            sha.update(repr((split.images.shape, split.images.dtype.str)).encode())
+            for start in range(0, len(split), 1000):  # mapped images need not fit the memory
+                sha.update(split.images[start : start + 1000].tobytes())
+            sha.update(split.labels.tobytes())
+        return sha.hexdigest()[:16]
 
     @classmethod
     def of(

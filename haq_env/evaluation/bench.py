@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,23 @@ class Bench:
             network.recalibrate_batchnorm(train.batch(slice(0, recipe.bn_images)))
 
 
+def check_device(name: str) -> None:
+    """See that a torch device can be used, without touching it.
+
+    A process that has touched CUDA cannot be forked, which vector environments do.
+
+    Raises:
+        InputError: it cannot.
+    """
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or not number):
+        find_device(name)
+    elif int(number or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(f"torch device {name!r} cannot be used: {count} CUDA devices are there.")
+
+
 def find_device(name: str) -> torch.device:
     """Return a torch device; raise InputError if it cannot be used."""
     import torch
@@ -170,6 +188,11 @@ def _check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
             f"the network cannot be run on images {list(data.input_shape)} of data set "
             f"{data.name!r}: {str(error).splitlines()[0]}"
         ) from error
+    if data.name == "imagenet" and torch.is_tensor(logits) and logits.shape[-1] != data.classes:
+        raise InputError(
+            f"the network has {logits.shape[-1]} outputs, and the ImageNet folder {data.classes} "
+            "classes: labels are places among its folders, so those of all classes must be there."
+        )
     if not torch.is_tensor(logits) or logits.ndim != 2 or logits.shape[1] < data.classes:
         found = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
         raise InputError(
@@ -190,7 +213,7 @@ def _check_classes(subject: Subject, data: Dataset) -> None:
 
 def _float_module(subject: Subject) -> nn.Module:
     if not isinstance(subject.network, str):
-        return subject.network
+        return copy.deepcopy(subject.network)  # the user's own stays on its device
     from haq_env.networks import load_network
     from haq_env.networks.checkpoint import load_checkpoint
 

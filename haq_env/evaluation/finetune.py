@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from haq_env.data import Dataset, Split
+from haq_env.errors import InputError
 from haq_env.evaluation.recipe import Recipe
 
 
@@ -102,8 +103,19 @@ def finetune(
 
     Returns:
         The mean loss of the last quarter of the steps; NaN without steps.
+
+    Raises:
+        InputError: nothing can be trained.
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
+    if not recipe.steps:
+        network.train()
+        return math.nan
+    if not parameters:
+        raise InputError(
+            "the network has no parameter that requires a gradient, so nothing can be finetuned: "
+            "unfreeze it, or take evaluator='ptq_bn'."
+        )
     optimizer = torch.optim.SGD(
         parameter_groups(network, recipe.weight_decay),
         lr=recipe.learning_rate,
@@ -128,7 +140,7 @@ def finetune(
                 after_step()
             losses.append(loss.detach())
     tail = losses[-max(1, len(losses) // 4) :]
-    return float(torch.stack(tail).mean()) if tail else math.nan
+    return float(torch.stack(tail).mean())
 
 
 def parameter_groups(network: Trainable, weight_decay: float) -> list[dict[str, Any]]:

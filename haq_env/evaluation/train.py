@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from haq_env.data import dataset_name, load_dataset
+from haq_env.errors import InputError
+from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.finetune import Images, accuracy, finetune
 from haq_env.evaluation.recipe import Recipe
 from haq_env.networks import load_network
@@ -51,6 +54,10 @@ def train_float(
     Raises:
         InputError: unknown network or data set, a setting out of range, or no place to write.
     """
+    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
+        if number < 1:
+            raise InputError(f"{name} must be 1 or more, not {number}.")
+    where = find_device(device)
     options = {} if image_size is None else {"size": image_size}
     data = load_dataset(dataset, **options)
     channels, side, _ = data.input_shape
@@ -60,11 +67,8 @@ def train_float(
         "width": width,
         "in_channels": channels,
     }
-    module = load_network(network, **build, seed=seed).to(device)
-    images = {
-        part: Images(getattr(data, part), data, torch.device(device))
-        for part in ("train", "val", "test")
-    }
+    module = load_network(network, **build, seed=seed).to(where)
+    images = {part: Images(getattr(data, part), data, where) for part in ("train", "val", "test")}
     recipe = Recipe(
         steps=epochs * max(1, len(data.train) // batch_size),
         batch_size=batch_size,
@@ -74,6 +78,8 @@ def train_float(
     )
     module = module.to(memory_format=torch.channels_last)
     loss = finetune(module, images["train"], recipe, seed)
+    if not math.isfinite(loss):
+        raise InputError(f"the training came apart (loss {loss}): take a smaller learning rate.")
     about = {
         "network": network,
         "dataset": dataset_name(dataset),

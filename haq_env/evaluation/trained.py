@@ -13,7 +13,7 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.evaluation.batch import WorkerError, Workers, one_thread
-from haq_env.evaluation.bench import Bench, Subject, find_device
+from haq_env.evaluation.bench import Bench, Subject, check_device
 from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score
 from haq_env.policy import Bits, as_bits
@@ -100,7 +100,7 @@ class TrainedEvaluator:
         self._bench: Bench | None = None
         self._fingerprint = ""
         if subject.device != "cpu":
-            find_device(subject.device)  # a wrong one is an error now, not at the first evaluation
+            check_device(subject.device)  # a wrong one is an error now, not at the first evaluation
 
     @property
     def float_accuracy(self) -> float:
