@@ -46,6 +46,8 @@ RESULTS = Path(__file__).parent / "results" / "compare"
 INSTANCES = 5
 DIGITS = "HAQ-BISMO-Edge-v0"
 
+LINES = 12  # methods in a picture; more cannot be told apart
+
 # methods that may end before their evaluations are spent
 ENDING = ("uniform", "greedy", "greedy-sensitivity")
 
@@ -272,8 +274,13 @@ def report(task: str, settings: Settings, console: Console) -> str:
     console.print(f"\n[bold]{task}[/bold]")
     console.print(table(rows))
     text = f"## {task}\n\n{markdown(rows)}\n"
-    lines = {row.method for row in rows if row.best is not None}
-    drawn = [run for run in ordered if run.method in lines]
+    there = [row.method for row in rows if row.best is not None]  # the best one first
+    chosen = sorted(there, key=lambda name: name not in CORE)[:LINES]
+    drawn = [run for run in ordered if run.method in chosen]
+    if len(chosen) < len(there):
+        text += (
+            f"The pictures show {len(chosen)} methods: {', '.join(CORE)}, and the best others.\n\n"
+        )
     for name, plot in (("curves", plot_curves), ("profile", plot_profile)):
         picture = settings.results / f"{slug(task)}-{name}.png"
         plot(drawn, known, picture)
