@@ -295,7 +295,7 @@ def report(task: str, settings: Settings, console: Console) -> str:
 def mean_drops(runs: Sequence[Run], known: Sequence[Reference]) -> str:
     """Say the yardstick's figure in its own unit: the drop of accuracy, mean over runs."""
     lines = ["Mean drop (%) of the best policy, and its range over instances:", ""]
-    lines += ["| method | mean drop | instances |", "| :--- | ---: | ---: |"]
+    lines += ["| method | mean drop | instances | range |", "| :--- | ---: | ---: | ---: |"]
     drops: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         own = drops.setdefault(run.method, {}).setdefault(run.task, [])
@@ -304,7 +304,10 @@ def mean_drops(runs: Sequence[Run], known: Sequence[Reference]) -> str:
     drops["certified optimum"] = optima
     for name, by_task in sorted(drops.items(), key=lambda each: _mean(each[1])):
         means = [float(np.mean(each)) for each in by_task.values()]
-        lines.append(f"| {name} | {_mean(by_task):.2f} | {min(means):.2f} to {max(means):.2f} |")
+        ran = f"{len(means)} of {len(known)}"
+        lines.append(
+            f"| {name} | {_mean(by_task):.2f} | {ran} | {min(means):.2f} to {max(means):.2f} |"
+        )
     return "\n".join(lines)
 
 
