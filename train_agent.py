@@ -1,10 +1,10 @@
-"""Search a mixed-precision policy with an off-the-shelf agent.
+"""Search a mixed-precision policy with an off-the-shelf agent, or a baseline.
 
     python train_agent.py --env HAQ-BISMO-Edge-v0 --algo sac --episodes 300 --out runs/demo
 
-Writes policy.json, episodes.csv and plots into the folder, and ends with a table: the float
-network, the uniform policy that fits the same budget, and the policy that was found. Ctrl-C ends
-the search and reports what was found until then.
+Writes policy.json, network.safetensors, episodes.csv and plots into the folder, and ends with a
+table: the float network, the uniform policy that fits the same budget, and the policy that was
+found. Ctrl-C ends the search and reports what was found until then.
 
 Exit codes: 0 when policy.json was written, 2 when something given cannot be used, 130 when Ctrl-C
 came before there was a policy to write.
@@ -27,7 +27,7 @@ from haq_env.report.terminal import lenient
 
 @dataclass(frozen=True)
 class Settings:
-    """Search a mixed-precision policy with an off-the-shelf agent."""
+    """Search a mixed-precision policy with an off-the-shelf agent, or a baseline."""
 
     env: str = "HAQ-BISMO-Edge-v0"
     """Registered environment; `haq-env envs` lists them."""
@@ -42,18 +42,29 @@ class Settings:
         "a2c",
         "maskable-ppo",
         "haq-ddpg",
+        "uniform",
+        "random",
+        "annealing",
+        "evolution",
+        "bayesian",
+        "greedy",
+        "greedy-sensitivity",
+        "ilp-kl",
+        "ilp-fit",
+        "ilp-hawq-v2",
+        "ilp-hawq",
     ] = "sac"
-    """Algorithm of Stable-Baselines3, or HAQ's own agent; dqn and maskable-ppo need a -Discrete
-    environment."""
+    """Agent of Stable-Baselines3 (dqn and maskable-ppo need a -Discrete environment), HAQ's own, or
+    a baseline (from uniform on: docs/search.md)."""
     haq: Literal["paper", "released"] = "paper"
-    """Where HAQ's paper and its released code differ, which of them haq-ddpg follows."""
+    """With haq-ddpg: what to follow where HAQ's paper and its released code differ."""
     episodes: int = 300
-    """Policies that the agent tries; each is finetuned and measured. With --transfer-from it may be
+    """Policies that are tried; each is finetuned and measured. With --transfer-from it may be
     0: the agent then decides once, without any search."""
     transfer_from: Path | None = None
     """Folder of a finished run: start from what its agent has learned there."""
     seed: int = 0
-    """Seed of the agent and of the finetuning inside the reward."""
+    """Seed of the search and of the finetuning inside the reward."""
     out: Path = Path("runs/demo")
     """Folder for everything that is written."""
     network: str | None = None
@@ -99,6 +110,15 @@ class Settings:
             raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed must be 0 to {2**31 - 1}, not {self.seed}.")
+        if self.transfer_from is not None and self.is_baseline:
+            raise InputError(f"{self.algo} is no agent and learns nothing: leave --transfer-from.")
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the method is a baseline and no agent."""
+        from haq_env.search import SEARCH
+
+        return self.algo in SEARCH
 
     def task_settings(self) -> dict[str, Any]:
         """Return the environment's arguments that were given."""
@@ -152,6 +172,7 @@ def run(settings: Settings, console: Console) -> None:
     from haq_env.agents.progress import SearchProgress
     from haq_env.agents.run import search_with_agent
     from haq_env.agents.session import (
+        NETWORK,
         choose,
         finish,
         make_env,
@@ -164,6 +185,7 @@ def run(settings: Settings, console: Console) -> None:
     from haq_env.report.plots import plot_bits, plot_search
     from haq_env.report.roofline import plot_roofline
     from haq_env.report.tables import comparison_table
+    from haq_env.search.run import search_with_baseline
 
     settings.check()
     torch.set_num_threads(settings.threads)
@@ -171,7 +193,8 @@ def run(settings: Settings, console: Console) -> None:
     source = None if settings.transfer_from is None else Source.open(settings.transfer_from)
     learned = {} if source is None else {"scales": source.scales}
     env = make_env(settings.env, **settings.task_settings(), **learned)
-    check_fits(settings.algo, env)
+    if not settings.is_baseline:
+        check_fits(settings.algo, env)
     if source is not None:
         source.check(settings.algo, env)
         if settings.algo == "haq-ddpg" and source.settings.get("haq") != settings.haq:
@@ -191,6 +214,17 @@ def run(settings: Settings, console: Console) -> None:
     applied = source is not None and settings.episodes == 0
     if source is not None and applied:
         history = apply_agent(source, env, settings.agent_settings())
+    elif settings.is_baseline:
+        with SearchProgress(task, settings.episodes, console) as progress:
+            history = search_with_baseline(
+                task,
+                settings.algo,
+                settings.episodes + 1,
+                settings.seed,
+                folder=folder,
+                resume=settings.resume,
+                progress=progress,
+            )
     else:
         with SearchProgress(task, settings.episodes, console) as progress:
             history = search_with_agent(
@@ -207,7 +241,9 @@ def run(settings: Settings, console: Console) -> None:
     if not history:
         raise KeyboardInterrupt  # before the first evaluation was finished: nothing was found
     if len(history) <= settings.episodes:
-        console.print(f"Stopped after {len(history) - 1} episodes; --resume goes on from here.")
+        text = f"Stopped after {len(history) - 1} episodes"
+        # a baseline may be done early
+        console.print(f"{text}." if settings.is_baseline else f"{text}; --resume goes on from here")
 
     seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
     with console.status(f"final finetuning of the {settings.shortlist} best policies"):
@@ -217,7 +253,8 @@ def run(settings: Settings, console: Console) -> None:
     finals = {}
     for name, bits in {"uniform": uniform, "found": found}.items():
         with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
-            finals[name] = (bits, finish(task, bits, recipe, seeds))
+            path = folder / NETWORK if name == "found" else None
+            finals[name] = (bits, finish(task, bits, recipe, seeds, path))
     about = {"env": settings.env, "algorithm": settings.algo, "final_recipe": asdict(recipe)}
     about |= {"torch_threads": torch.get_num_threads()}
     path = save_policy(folder, task, history, best, finals, about)
@@ -227,7 +264,7 @@ def run(settings: Settings, console: Console) -> None:
         highest = {"8 bits": task.space.highest, "found": found}
         plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
     console.print(comparison_table(rows(task, finals)))
-    console.print(f"Written: {path} (the policy), episodes.csv and plots beside it.")
+    console.print(f"Written: {path} (the policy); beside it {NETWORK}, episodes.csv, plots.")
 
 
 def main() -> None:

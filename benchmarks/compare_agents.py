@@ -147,10 +147,9 @@ def work(job: Job, folder: Path) -> Job:
     start = time.perf_counter()
     history = search_method(job.method)(task, job.evaluations, job.seed)
     seconds = time.perf_counter() - start
-    charge = getattr(history, "charge", None)
     record = {
         **asdict(job),
-        "charge": 0.0 if charge is None else charge.evaluations,
+        "charge": 0.0 if history.charge is None else history.charge.evaluations,
         "seconds": seconds - sum(trial.seconds for trial in history),
         "trials": [[t.w_bits, t.a_bits, t.accuracy] for t in history],
     }

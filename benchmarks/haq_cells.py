@@ -215,7 +215,7 @@ class Lab:
             history = searched(task, job.method, protocol.evaluations, protocol.search_seed)
             best = choose(task, history, protocol.final, CHOOSING, protocol.candidates)
             bits, accuracy = best.bits, best.accuracy
-            count, charge = len(history), getattr(history, "charge", None)
+            count, charge = len(history), history.charge
         else:
             bits, count, charge = task.uniform(), 1, None
             accuracy = task.evaluate(bits).accuracy

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 import haq_env
 from haq_env.policy import Bits
 from haq_env.search import SEARCH
-from haq_env.search.sensitivity import METHODS, ChargedHistory, measure_sensitivity
+from haq_env.search.sensitivity import METHODS, measure_sensitivity
 from haq_env.task import Task
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,7 +105,7 @@ def main() -> None:
         for count in settings.evaluations:
             history = SEARCH[name](task, count, settings.seed)
             cells.append(f"{history.best.accuracy:.2f}")
-            if isinstance(history, ChargedHistory) and history.charge is not None:
+            if history.charge is not None:
                 charge = f"{history.charge.evaluations:.0f}"
         best.add_row(name, *cells, charge)
     console.print(best)

@@ -31,6 +31,7 @@ from haq_env.env import QuantizationEnv, action_to_bits
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.layers import Layer, LayerTable
+from haq_env.search import SEARCH
 from haq_env.task import make_task
 
 NAMES = list(ALGORITHMS)
@@ -563,14 +564,14 @@ def test_every_switch_is_documented_and_the_released_code_differs_where_it_says(
     }
 
 
-def test_the_script_knows_every_algorithm_and_writes_down_which_haq_it_follows(monkeypatch):
+def test_the_script_knows_every_method_and_writes_down_which_haq_it_follows(monkeypatch):
     spec = importlib.util.spec_from_file_location(
         "train_agent_settings", Path(__file__).parents[1] / "train_agent.py"
     )
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "train_agent_settings", module)
     spec.loader.exec_module(module)
-    assert set(get_args(get_type_hints(module.Settings)["algo"])) == set(NAMES)
+    assert set(get_args(get_type_hints(module.Settings)["algo"])) == {*NAMES, *SEARCH}
     paper, released = (module.Settings(algo="haq-ddpg", haq=h) for h in ("paper", "released"))
     assert (paper.record()["haq"], released.record()["haq"]) == ("paper", "released")
     assert paper.agent_settings() == {"switches": HaqSwitches()}

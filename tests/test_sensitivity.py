@@ -12,8 +12,9 @@ from haq_env.evaluation import Evaluation
 from haq_env.policy import ACTIVATION, WEIGHT
 from haq_env.search.greedy import greedy_sensitivity
 from haq_env.search.hessian import fisher_traces, hutchinson_traces, top_eigenvalues
+from haq_env.search.history import Charge
 from haq_env.search.ilp import ilp_fit, least_sensitive
-from haq_env.search.sensitivity import METHODS, Charge, Sensitivity, measure_sensitivity
+from haq_env.search.sensitivity import METHODS, Sensitivity, measure_sensitivity
 from haq_env.task import make_task
 
 

@@ -31,6 +31,7 @@ from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.layers import Layer, LayerTable
 from haq_env.policy import Policy
 from haq_env.search.history import History
+from haq_env.search.run import search_with_baseline
 from haq_env.task import make_task
 
 ROOT = Path(__file__).parents[1]
@@ -264,6 +265,25 @@ def test_ctrl_c_ends_a_search_with_a_policy_and_the_run_can_go_on(finished, tmp_
     assert outcome(folder) == outcome(finished("td3"))
 
 
+@pytest.mark.slow
+def test_a_baseline_that_is_killed_goes_on_to_what_an_unbroken_one_finds(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole, "--algo", "evolution"))
+    assert rows_in(whole) == EPISODES + 1
+    process = start(killed, "--algo", "evolution")
+    wait_for_rows(process, killed, 3)
+    process.kill()
+    process.communicate()
+    with (killed / "episodes.csv").open("a") as log:
+        log.write("7,22")  # a row that the crash has cut off
+    kept = log_of(killed)[:3]
+    finish(start(killed, "--algo", "evolution", "--resume"))
+    assert log_of(killed)[:3] == kept  # with their times: not measured again
+    assert outcome(killed) == outcome(whole)
+    ours, theirs = (json.loads((f / "policy.json").read_text()) for f in (killed, whole))
+    assert ours == theirs
+
+
 # -- Ctrl-C at other moments -------------------------------------------------------------------
 
 
@@ -380,6 +400,29 @@ def test_the_real_process_says_so_on_stderr_and_nowhere_else(tmp_path):
     assert out == ""
     assert err.startswith("error: ddpg needs continuous actions")
     assert err.count("\n") == 1
+
+
+def test_a_baseline_has_no_agent_to_be_transferred(monkeypatch, capsys, no_evaluation):
+    line = refused(monkeypatch, capsys, "--algo", "ilp-fit", "--transfer-from", "runs/none")
+    assert "ilp-fit is no agent and learns nothing" in line
+
+
+def test_a_log_of_another_search_is_not_gone_on_with(tmp_path):
+    task = make_task(evaluator="ptq_bn")
+    search_with_baseline(task, "random", 3, 0, folder=tmp_path)
+    before = (tmp_path / "episodes.csv").read_bytes()
+    with pytest.raises(InputError, match="evaluation 1 would be another policy now"):
+        search_with_baseline(task, "random", 4, 1, folder=tmp_path, resume=True)
+    with pytest.raises(InputError, match="has 3 evaluations already, more than 2"):
+        search_with_baseline(task, "random", 2, 0, folder=tmp_path, resume=True)
+    assert (tmp_path / "episodes.csv").read_bytes() == before
+    seen = []
+    history = search_with_baseline(
+        task, "random", 4, 0, folder=tmp_path, resume=True, progress=lambda h: seen.append(len(h))
+    )
+    assert seen == [1, 2, 3, 4]
+    assert (tmp_path / "episodes.csv").read_bytes().startswith(before)
+    assert [t.w_bits for t in history] == [row["w_bits"] for row in log_of(tmp_path)]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys, no_evaluation):

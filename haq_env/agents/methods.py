@@ -5,7 +5,7 @@ from __future__ import annotations
 from haq_env.agents.algorithms import ALGORITHMS
 from haq_env.errors import unknown_name
 from haq_env.search import SEARCH, Search
-from haq_env.search.history import History, begin
+from haq_env.search.history import Charge, History, begin
 from haq_env.task import Task
 
 RESIDUAL = "residual-"
@@ -47,10 +47,9 @@ def search_method(name: str) -> Search:
         if not residual:
             env = QuantizationEnv(task, actions=ALGORITHMS[algorithm].actions)
             return search_with_agent(env, algorithm, evaluations - 1, seed)
-        from haq_env.search.sensitivity import Charge, ChargedHistory
-
         corrected = ResidualEnv(task)
         history = search_with_agent(corrected, algorithm, evaluations - 1, seed)
-        return ChargedHistory(history, Charge(corrected.charge_seconds, corrected.charge))
+        history.charge = Charge(corrected.charge_seconds, corrected.charge)
+        return history
 
     return agent

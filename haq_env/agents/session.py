@@ -22,7 +22,8 @@ from haq_env.report.tables import Row
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
 
-_FILES = ("episodes.csv", "agent.pt", "policy.json")  # what a run must not lose
+NETWORK = "network.safetensors"
+_FILES = ("episodes.csv", "agent.pt", "policy.json", NETWORK)  # what a run must not lose
 _LISTED = "`haq-env envs` lists the environments."
 PACKAGES = ("haq-env", "gymnasium", "stable-baselines3", "torch", "torchvision", "numpy")
 
@@ -141,15 +142,34 @@ def choose(task: Task, history: Sequence[Trial], recipe: Recipe, seed: int, coun
     return max(few, key=lambda trial: evaluator.final(trial.bits, recipe, seed)["val"])
 
 
-def finish(task: Task, bits: Bits, recipe: Recipe, seeds: tuple[int, ...]) -> Final:
+def finish(
+    task: Task, bits: Bits, recipe: Recipe, seeds: tuple[int, ...], network: Path | None = None
+) -> Final:
     """Finetune a policy for longer and measure it, once for each seed.
 
     The seeds should be others than the one of the search, whose luck the search has used up.
+
+    Args:
+        task: the problem.
+        bits: the policy, int64 [L, 2].
+        recipe: the final finetuning.
+        seeds: of the order of training images.
+        network: file for the finetuned, quantized network of the first seed, see
+            `haq_env.quantization.frozen`; None keeps none.
     """
     evaluator = task.evaluator
     if not isinstance(evaluator, TrainedEvaluator):
         raise InputError("only networks that are finetuned here can have a final finetuning.")
-    results = [evaluator.final(bits, recipe, seed) for seed in seeds]
+    from haq_env.quantization.frozen import save_quantized
+
+    results = []
+    for seed in seeds:
+        results.append(evaluator.final(bits, recipe, seed))
+        if network is not None and seed == seeds[0]:
+            about = {**task.settings, "accuracy": results[0], "finetune_seed": seed}
+            if isinstance(evaluator.subject.network, str):
+                about["build"] = dict(evaluator.subject.build)
+            save_quantized(network, evaluator.bench.network, about)
     return Final(tuple(r["val"] for r in results), tuple(r["test"] for r in results))
 
 

@@ -43,7 +43,7 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
         seconds = time.perf_counter() - start - sum(trial.seconds for trial in history)
     if len(history) > cell.evaluations:
         raise RuntimeError(f"{cell}: it measured {len(history)} policies.")
-    charge = getattr(history, "charge", None)
+    charge = history.charge
     return Outcome(
         cell,
         improvements(history),

@@ -43,23 +43,36 @@ def save_checkpoint(
         InputError: the metadata is not JSON, or the file cannot be written.
     """
     import torch
+
+    tensors = _state(module)
+    if half:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.dim() > 1:
+                tensors[name] = tensor.detach().to(torch.float16)
+    save_tensors(path, tensors, metadata)
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
+) -> None:
+    """Write tensors with metadata; see `save_checkpoint`, which takes a network's own.
+
+    Raises:
+        InputError: the metadata is not JSON, or the file cannot be written.
+    """
     from safetensors.torch import save
 
     try:
         text = json.dumps(dict(metadata), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"the checkpoint's metadata is not JSON: {error}.") from error
-    tensors = {}
-    for name, tensor in _state(module).items():
-        narrow = half and tensor.is_floating_point() and tensor.dim() > 1
-        stored = tensor.detach().cpu().to(torch.float16 if narrow else tensor.dtype)
-        # Tied tensors share memory, which the format refuses.
-        tensors[name] = stored.contiguous().clone()
+    # Tied tensors share memory, which the format refuses.
+    stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(tensors, metadata={_KEY: text}))
+        partial.write_bytes(save(stored, metadata={_KEY: text}))
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

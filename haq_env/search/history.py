@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,14 +49,31 @@ class Trial:
         return np.array([[int(w), int(a)] for w, a in zip(self.w_bits, self.a_bits, strict=True)])
 
 
+class Charge(NamedTuple):
+    """What a search computed before its evaluations, to be reported beside them.
+
+    Attributes:
+        seconds: wall clock.
+        evaluations: the same time in evaluations: seconds divided by those of one evaluation of
+            the uniform policy, timed right afterwards on the same machine.
+    """
+
+    seconds: float
+    evaluations: float
+
+
 class History(Sequence[Trial]):
     """All trials of one search in order; the first one is the uniform policy.
 
     Args:
         path: CSV file that every trial is appended to at once; None keeps them in memory.
+
+    Attributes:
+        charge: what a sensitivity table took that the search began with; None without one.
     """
 
     def __init__(self, path: Path | None = None) -> None:
+        self.charge: Charge | None = None
         self._trials: list[Trial] = []
         self._path = path
 
@@ -142,6 +162,58 @@ def _trial(row: dict[str, str], number: int) -> Trial:
     return Trial(w, a, requested_w, requested_a, accuracy, cost, ratio, seconds, cache_hit)
 
 
+class RecordedHistory(History):
+    """A history that is written down and watched, and that can follow an earlier one.
+
+    Args:
+        path: CSV file that every new trial is appended to.
+        progress: called after every trial.
+        known: trials of an interrupted run of the same search, which are in the file. The search
+            repeats them, from remembered answers; what comes after them is new.
+    """
+
+    def __init__(
+        self, path: Path, progress: Callable[[History], None], known: Sequence[Trial] = ()
+    ) -> None:
+        super().__init__(path)
+        self._progress, self._known = progress, known
+
+    def add(self, trial: Trial) -> None:
+        """Append one trial.
+
+        Raises:
+            InputError: it is not the one that the earlier run measured here.
+        """
+        if len(self) < len(self._known):
+            known = self._known[len(self)]
+            if (known.w_bits, known.a_bits) != (trial.w_bits, trial.a_bits):
+                raise InputError(
+                    f"cannot resume {self._path}: evaluation {len(self)} would be another policy "
+                    "now. Was it made by another version, or on another machine?"
+                )
+            self._trials.append(known)
+        else:
+            super().add(trial)
+        self._progress(self)
+
+
+_next: ContextVar[History | None] = ContextVar("_next", default=None)
+
+
+@contextmanager
+def recorded(history: History) -> Iterator[None]:
+    """Let the search that is called inside write into this empty history, not one of its own.
+
+    The signature of searches stays the one that everybody can write, and whoever runs one for an
+    hour can see and keep what it measures.
+    """
+    token = _next.set(history)
+    try:
+        yield
+    finally:
+        _next.reset(token)
+
+
 def begin(task: Task, evaluations: int) -> History:
     """Start a search of a task: check its length, and measure the uniform policy.
 
@@ -150,7 +222,8 @@ def begin(task: Task, evaluations: int) -> History:
     """
     if evaluations < 1:
         raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
-    history = History()
+    given = _next.get()
+    history = History() if given is None else given
     measure(task, task.uniform(), history, project=False)
     return history
 

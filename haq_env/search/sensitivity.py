@@ -7,7 +7,7 @@ network loses is not additive, and a policy that a table recommends has to be me
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,26 +26,13 @@ from haq_env.policy import ACTIVATION, WEIGHT, Bits, as_bits
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.registry import Registry
-from haq_env.search.history import History, Trial, begin, measure
+from haq_env.search.history import Charge, History, begin, measure
 from haq_env.task import Task
 
 IMAGES = 256  # training images that tables are measured on
 SPREAD = 0.1  # of the logarithm: tables are varied by so much for the policies after the first
 WIDEST, TRIES = 2.0, 10
 BATCH = 64
-
-
-class Charge(NamedTuple):
-    """What a table took to measure, to be reported beside the evaluations of its search.
-
-    Attributes:
-        seconds: wall clock.
-        evaluations: the same time in evaluations: seconds divided by those of one evaluation of
-            the uniform policy, timed right after the table on the same machine.
-    """
-
-    seconds: float
-    evaluations: float
 
 
 @dataclass(frozen=True)
@@ -239,24 +226,9 @@ METHODS = Registry(
 # -- searches ----------------------------------------------------------------------------------
 
 
-class ChargedHistory(History):
-    """A history whose search measured a table first.
-
-    Args:
-        trials: what has been measured so far.
-        charge: what the table took; None if none was needed.
-    """
-
-    def __init__(self, trials: Iterable[Trial], charge: Charge | None = None) -> None:
-        super().__init__()
-        self.charge = charge
-        for trial in trials:
-            self.add(trial)
-
-
 def from_table(
     task: Task, evaluations: int, seed: int, method: str, choose: Callable[[Task, Grid], Bits]
-) -> ChargedHistory:
+) -> History:
     """Measure the uniform policy, the one that a table recommends, and variations of that.
 
     A variation comes from the table with each side of each layer multiplied by a random factor,
@@ -274,11 +246,11 @@ def from_table(
         InputError: fewer than one evaluation, or an evaluator without a network.
     """
     _trained(task)
-    trials = begin(task, evaluations)
+    history = begin(task, evaluations)
     if evaluations == 1:
-        return ChargedHistory(trials)
+        return history
     found = measure_sensitivity(task, method, seed)
-    history = ChargedHistory(trials, found.charge)
+    history.charge = found.charge
     rng = np.random.default_rng(seed)
     tried, spread = {task.uniform().tobytes()}, SPREAD
     bits = task.project(choose(task, found.pairs()))
