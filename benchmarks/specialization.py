@@ -20,6 +20,7 @@ Writes specialization.md and specialization.png into benchmarks/results.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from rich.console import Console
 
 import haq_env
 from haq_env.budget import Budget
+from haq_env.errors import InputError
 from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.hardware.load import load_hardware
@@ -50,6 +52,7 @@ from haq_env.search.ilp import solve
 from haq_env.space import BitSpace
 from haq_env.task import Task, make_task
 
+RESULTS = Path(__file__).parent / "results"
 DEVICES = ("bismo-edge", "bismo-cloud", "bitfusion")
 NETWORKS = ("mobilenet_v1", "mobilenet_v2")  # of the tables without accuracy
 
@@ -70,8 +73,19 @@ class Settings:
     """Of the searches and of the final finetuning."""
     quick: bool = False
     """The tier ptq_bn, 6 evaluations and no final finetuning: under a minute."""
-    out: Path = Path(__file__).parent / "results"
-    """Folder of the results."""
+    out: Path = RESULTS
+    """Folder of the results; a quick run leaves the published ones alone."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether results are written."""
+        return not self.quick or self.out != RESULTS
+
+    def check(self) -> None:
+        """Refuse what would only fail after the search."""
+        SEARCH[self.method]
+        if not re.fullmatch(r"w[1-8]a[1-8]", self.budget):
+            raise InputError(f"budget must be that of a uniform policy (w4a4), not {self.budget}.")
 
 
 def verdict(console: Console, costs: np.ndarray) -> int:
@@ -134,8 +148,9 @@ def searched(console: Console, settings: Settings) -> int:
         f"{device}: {columns['val, %'][row]} % top-1": found[device]
         for row, device in enumerate(DEVICES[:2])
     }
-    settings.out.mkdir(parents=True, exist_ok=True)
-    plot_specialization(titles, first.layers, settings.out / "specialization.png")
+    if settings.writes:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        plot_specialization(titles, first.layers, settings.out / "specialization.png")
     return verdict(console, costs)
 
 
@@ -151,7 +166,7 @@ def from_tables(console: Console, network: str, budget: str) -> None:
     side = 4.0 ** -np.arange(1, MAX_BITS + 1)
     loss = np.tile(side[:, None] + side, (len(layers), 1, 1))
     named = Budget.of(tables[DEVICES[0]], space, budget).named
-    assert named is not None
+    assert named is not None  # see `Settings.check`
     rows, most = np.arange(len(layers)), space.uniform(*named) - 1
     limit = float(loss[rows, most[:, 0], most[:, 1]].sum())
     found = {
@@ -170,6 +185,11 @@ def main() -> None:
     settings = tyro.cli(Settings)
     torch.set_num_threads(1)  # sums depend on the number of threads; one repeats elsewhere
     console = Console(record=True, width=120)
+    try:
+        settings.check()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     start = time.perf_counter()
     missed = searched(console, settings)
     for network in NETWORKS:
@@ -178,6 +198,8 @@ def main() -> None:
         f"\nhaq-env {haq_env.__version__}, torch {torch.__version__}, {settings.method}, seed "
         f"{settings.seed}, {time.perf_counter() - start:.0f} s"
     )
+    if not settings.writes:
+        sys.exit(missed)
     command = " ".join(["python benchmarks/specialization.py", *sys.argv[1:]])
     head = f"# One policy for each device\n\n`{command}`\n\n![policies](specialization.png)\n\n"
     text = f"{head}```\n{console.export_text()}```\n"

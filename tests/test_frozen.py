@@ -151,7 +151,11 @@ def test_weights_that_two_layers_share_are_refused():
 
 def test_the_hook_leaves_other_inputs_alone():
     hook = InputQuantizer(2, 1.0, signed=False)
-    first, second = hook(nn.Identity(), (torch.tensor([0.4, 5.0]), "mask"))
+    values = torch.tensor([0.4, 5.0])
+    (first, second), named = hook(nn.Identity(), (values, "mask"), {"more": 1})
     assert first.tolist() == pytest.approx([1 / 3, 1.0])
-    assert second == "mask"
+    assert (second, named) == ("mask", {"more": 1})
+    nothing, named = hook(nn.Identity(), (), {"input": values})
+    assert nothing == ()
+    assert torch.equal(named["input"], first)
     assert json.dumps(vars(hook))  # plain numbers

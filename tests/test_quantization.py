@@ -787,3 +787,73 @@ def test_every_clip_rule_builds_a_usable_network(float_net, clip):
     network = quantized(float_net, clip=clip)
     network.set_policy(POLICY)
     assert torch.isfinite(outputs(network)).all()
+
+
+# -- networks that people bring ----------------------------------------------------------------
+
+
+class Counting(nn.Linear):
+    """A layer with something of its own beside what nn.Linear computes."""
+
+    def norm(self) -> Tensor:
+        return self.weight.detach().norm()
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight / weight.std(), bias)
+
+
+def with_layer(name: str, layer: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    net = Residual().eval()
+    setattr(net, name, layer)
+    return net
+
+
+def test_what_a_subclass_adds_to_a_layer_stays():
+    torch.manual_seed(1)
+    network = quantized(with_layer("fc", Counting(8, 5)))
+    network.set_policy(POLICY)
+    assert torch.equal(network.module.fc.norm(), network.module.fc.weight.detach().norm())
+    assert torch.equal(outputs(network.clone()), outputs(network))
+
+
+def test_a_subclass_that_computes_something_else_is_refused():
+    with pytest.raises(InputError, match="Standardised, which has its own _conv_forward"):
+        quantized(with_layer("stem", Standardised(3, 8, 3, padding=1)))
+
+
+def test_an_input_given_by_name_is_quantized_like_any_other():
+    class Named(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu_(self.bn0(self.stem(input=x)))
+            x = x + self.bn1(self.depthwise(x))
+            x = x + F.relu_(self.expand(input=x))
+            return self.fc(input=self.drop(F.relu(x).mean((2, 3))))
+
+    torch.manual_seed(0)
+    plain, named = Residual().eval(), Named().eval()
+    named.load_state_dict(plain.state_dict())
+    one, other = quantized(plain), quantized(named)
+    for network in (one, other):
+        network.set_policy(POLICY)
+    assert torch.equal(outputs(one), outputs(other))
+
+
+def test_tensors_of_five_dimensions_may_be_in_a_network():
+    net = with_layer("more", nn.Conv3d(1, 1, 1))
+    net.register_buffer("grid", torch.zeros(1, 1, 1, 1, 8))
+    network = quantized(net)
+    network.set_policy(POLICY)
+    assert outputs(network).shape == (48, 5)
+
+
+def test_the_largest_of_a_large_tensor_and_a_nan_in_it_are_seen():
+    values = np.random.default_rng(0).normal(size=(1 << 20) + 7).astype(np.float32)
+    values[1] = 50.0  # between the sampled ones
+    assert clip_table(values, signed=True, rule="max").clip[7] == 50.0
+    assert clip_table(values, signed=True, rule="haq-kl").clip[7] == 50.0
+    values[1] = np.nan
+    with pytest.raises(InputError, match="NaN or infinite"):
+        clip_table(values, signed=True)

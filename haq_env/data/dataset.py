@@ -10,7 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
+
+_MIXED = 256  # images that clips are found from
 
 
 class _Samples(Protocol):
@@ -67,7 +70,8 @@ class Dataset:
         classes: number of classes.
         mean: per channel, on the scale 0 to 1; subtracted before the network sees an image.
         std: per channel; divided by.
-        train: what the network is trained, calibrated and finetuned on.
+        train: what the network is trained, calibrated and finetuned on, in an order that mixes the
+            classes: clips and batch-norm statistics come from the first few hundred images.
         val: held out of all training; what a search measures accuracy on.
         test: touched only by the final evaluation of a found policy.
         about: where the images come from and how they were split, for records.
@@ -83,6 +87,7 @@ class Dataset:
     about: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
+        shape = self.input_shape
         for part in ("train", "val", "test"):
             labels = getattr(self, part).labels
             if labels.min() < 0 or labels.max() >= self.classes:
@@ -90,6 +95,34 @@ class Dataset:
                     f"data set {self.name!r}: {part} has labels {labels.min()} to {labels.max()}, "
                     f"but there are {self.classes} classes."
                 )
+            found = getattr(self, part).images.shape[1:]
+            if found != shape:
+                raise InputError(
+                    f"data set {self.name!r}: {part} has images {list(found)}, and train "
+                    f"{list(shape)}."
+                )
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != shape[0]:
+                raise InputError(
+                    f"data set {self.name!r}: {name} must be one number for each of {shape[0]} "
+                    f"channels, not {len(getattr(self, name))}."
+                )
+        if not all(value > 0 for value in self.std):
+            raise InputError(f"data set {self.name!r}: std must be positive, not {self.std}.")
+        self._check_mixed()
+
+    def _check_mixed(self) -> None:
+        labels = self.train.labels
+        first = labels[:_MIXED]
+        shares = np.unique(labels, return_counts=True)[1] / len(labels)
+        expected = float((1 - (1 - shares) ** len(first)).sum())  # classes, in a mixed order
+        found = len(np.unique(first))
+        if found < 0.5 * expected:
+            raise InputError(
+                f"data set {self.name!r}: the first {len(first)} training images show {found} of "
+                f"{len(shares)} classes, so they are sorted, and what is estimated from them would "
+                "be wrong: shuffle them, or use Dataset.of, which does."
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -125,7 +158,8 @@ class Dataset:
             name: what to call it in reports.
             train: a `Split`, or pairs of an image and a label such as a torchvision data set
                 yields them: PIL images, uint8 arrays, or float arrays from 0 to 1 (not yet
-                normalised), channels first; all of one size.
+                normalised), channels first; all of one size. They may come sorted by class: a
+                fixed shuffle mixes them.
             val: likewise, held out of training.
             test: likewise, for the final figures only.
             classes: number of classes.
@@ -135,6 +169,8 @@ class Dataset:
         first, second, third = (
             s if isinstance(s, Split) else _gather(name, s, len(mean)) for s in (train, val, test)
         )
+        order = balanced_order(first.labels, 0)
+        first = Split(first.images[order], first.labels[order])
         return cls(name, classes, tuple(mean), tuple(std), first, second, third)
 
 

@@ -109,6 +109,15 @@ def _not_inside_a_worker() -> None:
 
 
 @contextmanager
+def own_modes() -> Iterator[None]:
+    """Let gradients be computed, also inside a caller's `no_grad` or `inference_mode`."""
+    import torch
+
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Let torch compute on one thread, and on as many as before afterwards."""
     import torch
@@ -142,5 +151,11 @@ def _measure(bits: Bits, best: float) -> Answer:
 
     torch.set_num_threads(1)
     if _evaluator is None:
-        _evaluator = pickle.loads(_content)  # bytes that the main process made, never a file
+        try:
+            _evaluator = pickle.loads(_content)  # bytes that the main process made, never a file
+        except (AttributeError, ImportError) as error:
+            raise InputError(
+                f"workers: another process cannot find the network's or the data set's code "
+                f"({error}). Put it into a module that can be imported; a notebook is none."
+            ) from error
     return _evaluator.measure(bits, best)

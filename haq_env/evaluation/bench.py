@@ -12,6 +12,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation.recipe import Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score, count
 from haq_env.layers import LayerTable
+from haq_env.networks.bundled import check_size
 from haq_env.policy import Bits
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Bench:
             part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")
         }
         _check_classes(subject, data)
+        check_size(dict(subject.build), data)
         module = _float_module(subject).to(device)
         sample = self.images["train"].batch(slice(0, 256))
         _check_fits(module, data, sample[:1])

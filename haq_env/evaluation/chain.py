@@ -93,8 +93,12 @@ class Chain:
 
     @torch.no_grad()
     def _overwritten(self, images: Tensor) -> set[int]:
-        """Find cuts whose tensor a later part changes in place, as an in-place ReLU would."""
+        """Find cuts that are no single tensor (of `chunk`), or one that is changed later on."""
         # torch counts what is done to a tensor, for all tensors that share its memory together
+        values = list(self.run(self.start(images)))[:-1]
+        single = [torch.is_tensor(value) for value in values]
+        if not all(single):
+            return {index for index, is_one in enumerate(single) if not is_one}
         kept = [(value, value._version) for value in self.run(self.start(images))][:-1]
         return {index for index, (value, at) in enumerate(kept) if value._version != at}
 

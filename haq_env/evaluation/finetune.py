@@ -131,7 +131,10 @@ def finetune(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             index = index.to(images.labels.device)
-            loss = F.cross_entropy(network(images.batch(index)), images.labels[index])
+            logits = network(images.batch(index))
+            if isinstance(logits, tuple):  # auxiliary classifiers answer too in training
+                logits = logits[0]
+            loss = F.cross_entropy(logits, images.labels[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, recipe.max_norm)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haq_env.policy import uniform
+from haq_env.policy import ACTIVATION, MAX_BITS, MIN_BITS, Bits, uniform
 
 if TYPE_CHECKING:
     from haq_env.evaluation.finetune import Images
@@ -75,12 +75,26 @@ def _network(network: QuantizedNetwork, images: Mapping[str, Images]) -> Iterato
     for name, buffer in network.module.named_buffers():
         yield _raw(name, buffer)
     # A forward is code and cannot be read: what it answers to a few images stands for it, and
-    # with 4 bits for the quantizers as well.
+    # with 4 bits for the quantizers as well. Quantizers of this package are one code for all
+    # widths, and `ANSWERS` counts its versions; another's may treat every width in its own way.
     probe = images["train"].batch(slice(0, _PROBE))
-    for bits in (None, uniform(len(network.layers), 4, 4)):
+    for bits in (None, *_widths(network)):
         network.set_policy(bits)
         with torch.no_grad():
             yield _raw("answers", network(probe))
+
+
+def _widths(network: QuantizedNetwork) -> list[Bits]:
+    quantizers = [layer.slot.quantizer for layer in network.quantized_layers]
+    if all(type(one).__module__.startswith("haq_env.") for one in quantizers):
+        return [uniform(len(quantizers), 4, 4)]
+    policies = []
+    for width in range(MIN_BITS, MAX_BITS + 1):
+        bits = uniform(len(quantizers), width, width)
+        lowest = [one.activation_bits.start if one.activation_bits else 1 for one in quantizers]
+        bits[:, ACTIVATION] = np.maximum(bits[:, ACTIVATION], lowest)
+        policies.append(bits)
+    return policies
 
 
 def _data(images: Mapping[str, Images]) -> Iterator[Part]:

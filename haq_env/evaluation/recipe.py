@@ -58,6 +58,9 @@ class Recipe:
     bn_images: int = 512
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "bn_images"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"recipe: {name} must be an integer, not {getattr(self, name)!r}.")
         for name in ("steps", "weight_decay", "momentum"):
             if getattr(self, name) < 0:
                 raise InputError(f"recipe: {name} must not be negative.")

@@ -14,7 +14,7 @@ from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.finetune import Images, accuracy, finetune
 from haq_env.evaluation.recipe import Recipe
 from haq_env.networks import load_network
-from haq_env.networks.checkpoint import save_checkpoint
+from haq_env.networks.checkpoint import check_writable, save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
 from haq_env.networks.trace import trace
 
@@ -57,6 +57,9 @@ def train_float(
     for name, number in (("epochs", epochs), ("batch_size", batch_size)):
         if number < 1:
             raise InputError(f"{name} must be 1 or more, not {number}.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be 0 or more, not {seed}.")
+    check_writable(out)
     where = find_device(device)
     options = {} if image_size is None else {"size": image_size}
     data = load_dataset(dataset, **options)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.evaluation.batch import WorkerError, Workers, one_thread
+from haq_env.evaluation.batch import WorkerError, Workers, one_thread, own_modes
 from haq_env.evaluation.bench import Bench, Subject, check_device
 from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score
@@ -80,6 +80,8 @@ class TrainedEvaluator:
         reuse: int = REUSE_BYTES,
         stopping: EarlyStopping | None = None,
     ) -> None:
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+            raise InputError(f"seed must be an integer, 0 or more, not {seed!r}.")
         if workers < 1:
             raise InputError(f"workers must be 1 or more, not {workers}.")
         if reuse < 0:
@@ -106,7 +108,7 @@ class TrainedEvaluator:
     def float_accuracy(self) -> float:
         """Top-1 of the float network on the held-out images, in percent."""
         bench = self.bench
-        with self._threads():
+        with self._alone():
             return bench.float_accuracy("val")
 
     def evaluate(self, bits: Bits) -> Evaluation:
@@ -161,7 +163,7 @@ class TrainedEvaluator:
         bench = self.bench
         start = time.perf_counter()
         score = Score(len(bench.images["val"]), self.stopping, best)
-        with self._threads():
+        with self._alone():
             accuracy = bench.judge(bits, self.recipe, self.seed, score, self.reuse)
         return Answer(accuracy, time.perf_counter() - start, score.stopped, bench.note)
 
@@ -193,19 +195,22 @@ class TrainedEvaluator:
             Top-1 in percent by split: ``"val"`` and ``"test"``.
         """
         bench = self.bench
-        with self._threads():
+        with self._alone():
             return bench.measure(bits, recipe, seed, ("val", "test"))
 
     @property
     def bench(self) -> Bench:
         """Network and images, loaded at the first use."""
         if self._bench is None:
-            with self._threads():
+            with self._alone():
                 self._bench = Bench(self.subject)
         return self._bench
 
-    def _threads(self) -> AbstractContextManager[None]:
-        return one_thread() if self.workers > 1 else nullcontext()
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Compute the same whatever the caller's settings of torch are."""
+        with own_modes(), one_thread() if self.workers > 1 else nullcontext():
+            yield
 
     def _recall(self, key: bytes) -> Evaluation | None:
         """Return the answer to a policy that was measured before."""
@@ -270,7 +275,7 @@ class TrainedEvaluator:
                 settings += (self.stopping,)
             if bench.paths.name != "float":  # exact sums can move an image
                 settings += (bench.paths.name,)
-            with self._threads():
+            with self._alone():
                 self._fingerprint = fingerprint(bench.network, bench.images, settings)
         return digest([(self._fingerprint, key)])
 

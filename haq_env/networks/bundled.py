@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ def find_trained(
         raise InputError(f"{path} holds weights of {about.get('network')!r}, not of {network!r}.")
     from haq_env.networks.layers_json import layers_from_json
 
+    if not isinstance(dataset, str):
+        check_size(about.get("build", {}), dataset)
     options = about.get("dataset_options", {}) if about.get("dataset") == name else {}
     return Trained(
         layers or layers_from_json(about.get("layer_table")),
@@ -74,6 +77,24 @@ def find_trained(
         tuple(sorted(about.get("build", {}).items())),
         tuple(sorted(options.items())),
     )
+
+
+def check_size(build: Mapping[str, Any], data: Dataset) -> None:
+    """See that weights and costs of a named network are those for the data set's images.
+
+    Args:
+        build: what the network was built with.
+        data: the data set.
+
+    Raises:
+        InputError: it was trained, and its costs counted, on images of another size.
+    """
+    side = build.get("image_size", data.input_shape[1])
+    if any(size != side for size in data.input_shape[1:]):
+        raise InputError(
+            f"the network's weights and costs are those for images of {side} x {side} pixels, and "
+            f"data set {data.name!r} has {data.input_shape[1]} x {data.input_shape[2]}."
+        )
 
 
 def bundled_pairs() -> list[tuple[str, str]]:

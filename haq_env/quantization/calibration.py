@@ -63,7 +63,7 @@ def clip_table(
     A tensor without any magnitude gets the clip 1, which maps zeros to zeros.
 
     Args:
-        values: any shape; at most about a million values are used, evenly strided.
+        values: any shape; errors are those of at most about a million values, evenly strided.
         signed: whether negative values are represented; if not, they are clipped to zero.
         rule: ``"mse"``, ``"haq-kl"`` or ``"max"``.
         activations: whether HAQ's rules for activations apply; only matters to ``"haq-kl"``.
@@ -72,9 +72,11 @@ def clip_table(
     Raises:
         InputError: no values, NaN or infinite values, or an unknown rule.
     """
-    sample = subsample(np.asarray(values))
-    check_finite(sample, name)
-    magnitudes = _Magnitudes(sample, signed)
+    whole = np.asarray(values)
+    check_finite(whole, name)
+    magnitudes = _Magnitudes(subsample(whole), signed)
+    if rule != "mse":  # which looks at errors; these want the largest of all
+        magnitudes.max = float(np.abs(whole).max() if signed else max(0, whole.max()))
     if magnitudes.max <= NOTHING:
         return ClipTable(np.ones(MAX_BITS), np.full(MAX_BITS, magnitudes.mse_of_zero))
     if rule == "mse":

@@ -37,10 +37,13 @@ class InputQuantizer:
     def __init__(self, bits: int, clip: float, signed: bool) -> None:
         self.bits, self.clip, self.signed = bits, clip, signed
 
-    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def __call__(
+        self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs as the layer is to see them."""
-        first = quantize_activation(inputs[0], self.clip, self.bits, self.signed)
-        return (first, *inputs[1:])
+        first = inputs[0] if inputs else named["input"]
+        first = quantize_activation(first, self.clip, self.bits, self.signed)
+        return ((first, *inputs[1:]), named) if inputs else ((), {**named, "input": first})
 
 
 def save_quantized(
@@ -105,7 +108,7 @@ def load_quantized(path: str | os.PathLike[str], module: nn.Module | None = None
             hooks[id(part)] = (part, quantizer)  # one hook for a layer that has two names
     load_checkpoint(path, module)
     for part, quantizer in hooks.values():
-        part.register_forward_pre_hook(quantizer)
+        part.register_forward_pre_hook(quantizer, with_kwargs=True)
     return module.eval()
 
 

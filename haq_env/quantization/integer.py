@@ -163,7 +163,8 @@ def _fuse(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[_Stage]:
         if not isinstance(layer, QuantLayer):
             continue
         stage, chain = _follow(node, layer, modules)
-        arguments: tuple[Any, ...] = (kernels, len(stages), node.args[0])
+        source = node.args[0] if node.args else node.kwargs["input"]
+        arguments: tuple[Any, ...] = (kernels, len(stages), source)
         function: Callable[..., Tensor] = _run
         place = node
         if stage.added is not None:

@@ -183,6 +183,34 @@ class QuantLinear(QuantLayer, nn.Linear):
         return nn.functional.linear(inputs, weight, self.bias)
 
 
+# what a subclass may have of its own without computing anything else
+_HARMLESS = (
+    *("__init__", "__module__", "__doc__", "__annotations__", "__dict__", "__weakref__"),
+    *("__qualname__", "__firstlineno__", "__static_attributes__", "__parameters__"),
+    *("__orig_bases__", "__constants__", "extra_repr", "reset_parameters"),
+)
+
+
+def _own_names(given: type[nn.Module], kind: type[nn.Module]) -> set[str]:
+    """Return what a subclass defines beyond its construction."""
+    between = given.__mro__[: given.__mro__.index(kind)]
+    return {name for each in between for name in vars(each)}.difference(_HARMLESS)
+
+
+_KINDS: dict[type[nn.Module], type[QuantLayer]] = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
+_MADE: dict[type[nn.Module], type[QuantLayer]] = {}
+
+
+def _quantized_class(given: type[nn.Module], float_kind: type[nn.Module]) -> type[QuantLayer]:
+    """Return the quantized class, with what a subclass of the float one adds to it."""
+    kind = _KINDS[float_kind]
+    if not _own_names(given, float_kind):
+        return kind
+    if given not in _MADE:
+        _MADE[given] = type(kind.__name__, (kind, given), {})
+    return _MADE[given]
+
+
 def make_quantized(module: nn.Module, slot: Slot) -> QuantLayer:
     """Turn a float layer into its quantized kind, in place.
 
@@ -190,12 +218,20 @@ def make_quantized(module: nn.Module, slot: Slot) -> QuantLayer:
     initialisation draws random numbers.
 
     Raises:
-        InputError: not a plain convolution or linear layer.
+        InputError: not a plain convolution or linear layer; a subclass may add to one, but not
+            change what it computes.
     """
     # a change of class instead of a new module: see above
-    for float_kind, kind in ((nn.Conv2d, QuantConv2d), (nn.Linear, QuantLinear)):
-        if type(module).forward is float_kind.forward and "weight" in module._parameters:
-            module.__class__ = kind
+    for float_kind in _KINDS:
+        if isinstance(module, float_kind) and "weight" in module._parameters:
+            changed = _own_names(type(module), float_kind) & {*dir(float_kind)}
+            if changed:
+                raise InputError(
+                    f"layer {slot.name!r} is {type(module).__name__}, which has its own "
+                    f"{min(changed)}: only what computes as nn.{float_kind.__name__} does can be "
+                    "quantized."
+                )
+            module.__class__ = _quantized_class(type(module), float_kind)
             layer = cast(QuantLayer, module)
             layer.slot = slot
             slot.restored(layer.weight)

@@ -87,8 +87,7 @@ class QuantizedNetwork(nn.Module):
         super().__init__()
         settings = Settings(clip, centroid_update)
         make = QUANTIZERS[quantizer]
-        # channels-last is the fastest layout of convolutions on a CPU and no worse elsewhere
-        self.module: nn.Module = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        self.module: nn.Module = _channels_last(_copied(module))
         self.eval()
         self.layers = layers
         self.quantizer = quantizer
@@ -146,6 +145,11 @@ class QuantizedNetwork(nn.Module):
                 slot.quantizer.reset()
             slot.w_bits = w_bits
             slot.a_bits = a_bits if slot.quantizer.activation_bits else 0
+
+    @property
+    def quantized_layers(self) -> tuple[QuantLayer, ...]:
+        """The layers that a policy has bits for, in its order."""
+        return tuple(self._layers)
 
     def float_mode(self) -> None:
         """Switch quantization off: the network computes what the float one does."""
@@ -232,19 +236,37 @@ class QuantizedNetwork(nn.Module):
         return [samples[0] if len(samples) == 1 else torch.cat(samples) for samples in seen]
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:  # torch.nn.utils.weight_norm keeps a weight that is computed
+        raise InputError(f"the network cannot be copied: {error}") from error
+
+
+def _channels_last(module: nn.Module) -> nn.Module:
+    """Lay 4-D tensors out as convolutions on a CPU are fastest, and no slower elsewhere."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return module
+
+
 @contextmanager
 def _input_hooks(parts: list[nn.Module], seen: list[list[Tensor]]) -> Iterator[None]:
     handles = []
     for part, samples in zip(parts, seen, strict=True):
 
         def record(
-            _: nn.Module, arguments: tuple[Tensor, ...], samples: list[Tensor] = samples
+            _: nn.Module,
+            arguments: tuple[Tensor, ...],
+            named: dict[str, Tensor],
+            samples: list[Tensor] = samples,
         ) -> None:
             # a copy: the layer's input may be overwritten later by an in-place activation
-            flat = arguments[0].detach().flatten()
+            flat = (arguments[0] if arguments else named["input"]).detach().flatten()
             samples.append(flat[:: sampling_stride(flat.numel())].clone())
 
-        handles.append(part.register_forward_pre_hook(record))
+        handles.append(part.register_forward_pre_hook(record, with_kwargs=True))
     try:
         yield
     finally:

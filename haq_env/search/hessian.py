@@ -230,19 +230,22 @@ def _own_inputs(layers: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
     seen: list[list[Tensor]] = [[] for _ in layers]
     with ExitStack() as stack:
         for layer, inputs in zip(layers, seen, strict=True):
-            stack.callback(layer.register_forward_pre_hook(_branch(inputs)).remove)
+            hook = layer.register_forward_pre_hook(_branch(inputs), with_kwargs=True)
+            stack.callback(hook.remove)
         yield seen
 
 
-def _branch(inputs: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+def _branch(inputs: list[Tensor]) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     """Give a layer an input of its own, to be differentiated by and safe from in-place changes."""
 
-    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        own = arguments[0].clone()
+    def hook(
+        _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        own = (arguments[0] if arguments else named["input"]).clone()
         if not own.requires_grad:
             own.requires_grad_()
         inputs.append(own)
-        return (own, *arguments[1:])
+        return ((own, *arguments[1:]), named) if arguments else ((), {**named, "input": own})
 
     return hook
 

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from haq_env.cost import Grid
 from haq_env.errors import InputError
+from haq_env.evaluation.batch import own_modes
 from haq_env.evaluation.prefix import FloatSweep
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks.graphs import evaluation_mode
@@ -115,7 +117,7 @@ def measure_sensitivity(
     rng = np.random.default_rng(seed)
     chosen = torch.from_numpy(np.sort(rng.permutation(len(train))[:images]))
     chosen = chosen.to(train.labels.device)
-    with _float_network(bench.network) as layers:
+    with own_modes(), _float_network(bench.network) as layers:
         context = Context(
             bench.network,
             layers,
@@ -124,7 +126,9 @@ def measure_sensitivity(
             task.space.allowed,
             torch.Generator().manual_seed(seed),
         )
-        table = _monotone(harm(context), task.space.allowed)
+        # the fast kernels of attention have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):
+            table = _monotone(harm(context), task.space.allowed)
         seconds = time.perf_counter() - start
         start = time.perf_counter()
         bench.measure(task.uniform(), evaluator.recipe, evaluator.seed, ("val",))

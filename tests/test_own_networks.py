@@ -1,0 +1,244 @@
+"""Networks, images and settings that people bring: measured right, or refused in one line."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from haq_env.data import Dataset, Split, load_dataset
+from haq_env.data.splits import balanced_order
+from haq_env.errors import InputError
+from haq_env.evaluation import Recipe
+from haq_env.evaluation.train import train_float
+from haq_env.networks import load_network
+from haq_env.networks.bundled import WEIGHTS
+from haq_env.networks.checkpoint import load_checkpoint, read_metadata
+from haq_env.quantization import QUANTIZERS
+from haq_env.quantization.linear import LinearQuantizer
+from haq_env.search.sensitivity import measure_sensitivity
+from haq_env.task import make_task
+
+SHORT = Recipe(steps=2, batch_size=16, bn_images=32)
+
+
+def noise(side: int = 32, channels: int = 3, count: int = 48, **changed) -> Dataset:
+    """Images of ten classes that say nothing."""
+    rng = np.random.default_rng(0)
+    splits = [
+        Split(
+            rng.integers(0, 256, (count, channels, side, side), dtype=np.uint8),
+            np.arange(count) % 10,
+        )
+        for _ in range(3)
+    ]
+    given = {"classes": 10, "mean": [0.5] * channels, "std": [0.25] * channels, **changed}
+    return Dataset.of("noise", *splits, **given)
+
+
+def bundled() -> nn.Module:
+    path = WEIGHTS / "mobilenet_v1_digits.safetensors"
+    module = load_network("mobilenet_v1", **read_metadata(path)["build"])
+    load_checkpoint(path, module)
+    return module.eval()
+
+
+def by_class(split: Split) -> Split:
+    order = np.argsort(split.labels, kind="stable")
+    return Split(split.images[order], split.labels[order])
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def test_training_images_that_come_sorted_by_class_are_mixed():
+    data = load_dataset("digits")
+    about = {"classes": 10, "mean": data.mean, "std": data.std}
+    ordered = by_class(data.train)
+    taken = Dataset.of("mine", ordered, data.val, data.test, **about)
+    assert (taken.train.labels[:10] != ordered.labels[:10]).any()
+    assert sorted(taken.train.labels) == sorted(ordered.labels)
+    assert len(set(taken.train.labels[:30])) == 10
+    evaluator = Recipe(steps=0, bn_images=88)  # one class of the sorted ones
+    task = make_task(bundled(), taken, evaluator=evaluator, budget="w8a8")
+    assert task.evaluate(task.space.highest).accuracy > 97  # 67 from images of one class
+
+
+def test_a_data_set_that_is_sorted_by_class_is_refused():
+    data = load_dataset("digits")
+    with pytest.raises(InputError, match="show 4 of 10 classes, so they are sorted"):
+        Dataset("mine", 10, data.mean, data.std, by_class(data.train), data.val, data.test)
+    one = Split(data.train.images[:40], np.zeros(40, dtype=np.int64))
+    Dataset("one class", 10, data.mean, data.std, one, data.val, data.test)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_a_mixed_order_is_never_taken_for_a_sorted_one(classes):
+    rng = np.random.default_rng(classes)
+    labels = rng.permutation(np.arange(3000) % classes)
+    split = Split(np.zeros((3000, 1, 1, 1), dtype=np.uint8), labels)
+    Dataset("mixed", classes, (0.5,), (0.5,), split, split, split)
+    order = balanced_order(labels, 0)
+    split = Split(split.images, labels[order])
+    Dataset("balanced", classes, (0.5,), (0.5,), split, split, split)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mean": [0.5] * 3, "std": [0.5] * 3}, "mean must be one number for each of 1 channels"),
+        ({"std": [0.0]}, "std must be positive"),
+        ({"std": [0.5, 0.5]}, "std must be one number for each of 1 channels, not 2"),
+    ],
+)
+def test_normalisation_that_does_not_fit_the_images_is_refused(changed, message):
+    with pytest.raises(InputError, match=message):
+        noise(side=8, channels=1, **changed)
+
+
+def test_splits_of_different_sizes_are_refused():
+    small, large = noise(side=8), noise(side=12)
+    with pytest.raises(InputError, match=r"test has images \[3, 12, 12\], and train \[3, 8, 8\]"):
+        Dataset("mine", 10, small.mean, small.std, small.train, small.val, large.test)
+
+
+def test_costs_are_never_those_of_images_of_another_size():
+    with pytest.raises(InputError, match="images of 16 x 16 pixels, and data set 'digits' has 32"):
+        make_task("mobilenet_v1", load_dataset("digits", size=32))
+
+
+# -- networks ----------------------------------------------------------------------------------
+
+
+def test_a_network_that_splits_its_channels_is_measured_without_finetuning():
+    torch.manual_seed(0)
+    net = models.shufflenet_v2_x0_5(num_classes=10).eval()
+    found = []
+    for reuse in (0, 64):
+        task = make_task(
+            net, noise(), evaluator=Recipe(steps=0, bn_images=32), budget=0.9, reuse=reuse
+        )
+        found.append(task.evaluate(task.uniform()).accuracy)
+    assert found[0] == found[1]
+    table = measure_sensitivity(task, "output_kl", images=8).table
+    assert np.isfinite(table[task.space.allowed]).all()
+
+
+class Auxiliary(nn.Module):
+    """Answers twice in training, as GoogLeNet does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.next = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.fc, self.aux = nn.Linear(4, 10), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.next(self.conv(x).relu()).relu().mean((2, 3))
+        return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+
+def test_auxiliary_answers_in_training_do_not_matter():
+    torch.manual_seed(0)
+    task = make_task(Auxiliary().eval(), noise(), evaluator=SHORT, budget=0.9)
+    assert 0 <= task.evaluate(task.uniform()).accuracy <= 100
+
+
+def test_curvature_is_measured_through_attention():
+    torch.manual_seed(0)
+    net = models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=10).eval()
+    task = make_task(net, noise(), evaluator=SHORT, budget=0.9)
+    for method in ("hawq_v2", "hawq"):
+        table = measure_sensitivity(task, method, images=8).table
+        assert np.isfinite(table[task.space.allowed]).all()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_does_not_care_whether_its_caller_wants_gradients(mode):
+    task, other = (make_task(evaluator=SHORT) for _ in range(2))
+    expected = task.evaluate(task.uniform()).accuracy
+    table = measure_sensitivity(task, "fit", images=8).table
+    with mode():
+        assert other.evaluate(other.uniform()).accuracy == expected
+        assert np.array_equal(measure_sensitivity(other, "fit", images=8).table, table)
+    assert other.evaluator.final(other.uniform(), SHORT, 0)["val"] == expected
+
+
+# -- quantizers --------------------------------------------------------------------------------
+
+
+class Scaled(LinearQuantizer):
+    """Differs from the linear quantizer at 1 and 2 weight bits only."""
+
+    factor = 1.0
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.weight_clip[:2] = [clip * self.factor for clip in self.weight_clip[:2]]
+
+
+def test_a_cache_tells_quantizers_apart_that_differ_at_one_width(tmp_path, monkeypatch):
+    monkeypatch.setitem(QUANTIZERS._entries, "scaled", Scaled)
+    found = []
+    for factor in (1.0, 0.3):
+        monkeypatch.setattr(Scaled, "factor", factor)
+        settings = {"quantizer": "scaled", "evaluator": "ptq_bn", "budget": "w2a8"}
+        task = make_task(cache=tmp_path / "cache.sqlite", **settings)
+        found.append(task.evaluate(task.uniform()))
+    assert not found[1].cache_hit
+    assert found[0].accuracy > found[1].accuracy + 10
+
+
+# -- settings ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, 2**70, "0"])
+def test_a_seed_that_is_none_is_an_error_when_the_task_is_made(seed):
+    with pytest.raises(InputError, match="seed must be an integer, 0 or more"):
+        make_task(seed=seed)
+
+
+def test_a_recipe_counts_in_whole_numbers():
+    with pytest.raises(InputError, match=r"steps must be an integer, not 2\.5"):
+        Recipe(steps=2.5)
+
+
+@pytest.mark.parametrize(("out", "seed"), [("", 0), ("file.safetensors", -1)])
+def test_a_training_is_refused_before_it_and_not_after_it(out, seed, tmp_path, monkeypatch):
+    monkeypatch.setattr("haq_env.evaluation.train.finetune", None)  # what would take the time
+    with pytest.raises(InputError, match="cannot be written" if not out else "seed must be 0"):
+        train_float("mobilenet_v1", "digits", tmp_path / out, width=0.125, seed=seed)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_workers_cannot_have_a_network_that_only_this_process_knows():
+    script = """
+        import torch
+        from torch import nn
+        from haq_env.data import load_dataset
+        from haq_env.errors import InputError
+        from haq_env.task import make_task
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.next = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+                self.fc = nn.Linear(4, 10)
+            def forward(self, x):
+                return self.fc(self.next(self.conv(x).relu()).relu().mean((2, 3)))
+
+        task = make_task(Net().eval(), load_dataset("digits"), evaluator="ptq_bn", budget=0.9,
+                         workers=2)
+        try:
+            task.evaluate_batch([task.uniform(), task.space.highest])
+        except InputError as error:
+            print("refused:", error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
+    )
+    assert "another process cannot find the network's or the data set's code" in done.stdout, done
