@@ -112,6 +112,12 @@ class Settings:
             raise InputError(f"seed must be 0 to {2**31 - 1}, not {self.seed}.")
         if self.transfer_from is not None and self.is_baseline:
             raise InputError(f"{self.algo} is no agent and learns nothing: leave --transfer-from.")
+        if self.transfer_from is not None and self.transfer_from.resolve() == self.out.resolve():
+            raise InputError("--transfer-from and --out are one folder: give --out another.")
+        if self.algo == "bayesian":
+            from haq_env.search.bayesian import check_installed
+
+            check_installed()
 
     @property
     def is_baseline(self) -> bool:
@@ -182,6 +188,7 @@ def run(settings: Settings, console: Console) -> None:
     )
     from haq_env.agents.transfer import Source, apply_agent
     from haq_env.evaluation.recipe import FINAL
+    from haq_env.evaluation.trained import TrainedEvaluator
     from haq_env.report.plots import plot_bits, plot_search
     from haq_env.report.roofline import plot_roofline
     from haq_env.report.tables import comparison_table
@@ -203,6 +210,11 @@ def run(settings: Settings, console: Console) -> None:
                 f"{source.settings.get('haq')}: give that, not --haq {settings.haq}."
             )
     task = env.task
+    if not isinstance(task.evaluator, TrainedEvaluator):
+        raise InputError(
+            f"{settings.env} has an evaluator of its own ({type(task.evaluator).__name__}) and no "
+            "network for a final finetuning: use haq_env.agents.run.search_with_agent."
+        )
     folder = settings.out
     open_folder(folder, settings.record(), resume=settings.resume, overwrite=settings.overwrite)
     budget = task.budget
@@ -213,7 +225,8 @@ def run(settings: Settings, console: Console) -> None:
     )
     applied = source is not None and settings.episodes == 0
     if source is not None and applied:
-        history = apply_agent(source, env, settings.agent_settings())
+        log = folder / "episodes.csv"
+        history = apply_agent(source, env, settings.agent_settings(), log)
     elif settings.is_baseline:
         with SearchProgress(task, settings.episodes, console) as progress:
             history = search_with_baseline(
@@ -260,7 +273,7 @@ def run(settings: Settings, console: Console) -> None:
     path = save_policy(folder, task, history, best, finals, about)
     plot_bits({"uniform": uniform, "found": found}, task.layers, folder / "bits.png")
     plot_search(history, history[0].accuracy, task.float_accuracy, folder / "search.png")
-    if task.costs.roofs is not None:
+    if task.costs.roofs is not None and {"traffic", "latency"} <= task.costs.values.keys():
         highest = {"8 bits": task.space.highest, "found": found}
         plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
     console.print(comparison_table(rows(task, finals)))

@@ -76,6 +76,9 @@ class CostTable:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # integers of hardware counters and short floats would overflow in sums
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "values", {m: _numbers(self, m) for m in self.values})
         for metric, grid in self.values.items():
             if metric not in UNITS:
                 raise unknown_name("metric", metric, UNITS)
@@ -146,3 +149,12 @@ class CostTable:
             by_weight = np.minimum.accumulate(grid[:, ::-1, :], axis=1)[:, ::-1, :]
             cleaned[metric] = np.minimum.accumulate(by_weight[:, :, ::-1], axis=2)[:, :, ::-1]
         return replace(self, values=cleaned, notes=(*self.notes, "monotone"))
+
+
+def _numbers(table: CostTable, metric: str) -> Grid:
+    try:
+        return np.asarray(table.values[metric], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"cost table {table.hardware!r}: {metric} is no array of numbers ({error})."
+        ) from error

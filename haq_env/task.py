@@ -18,7 +18,7 @@ from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import RECIPES, Batching, Evaluation, Evaluator, Recipe, Remembering
 from haq_env.evaluation.recipe import INFERENCES, Inference
 from haq_env.hardware import Hardware
-from haq_env.hardware.load import load_hardware
+from haq_env.hardware.load import cost_table
 from haq_env.layers import LayerTable
 from haq_env.networks.bundled import find_trained
 from haq_env.policy import Bits, Policy
@@ -63,12 +63,18 @@ class Task:
         return self.budget.project(bits)
 
     def cost(self, bits: Bits) -> float:
-        """Return the limited cost of one policy [L, 2], in the unit of the budget's metric."""
-        return float(self.budget.cost(bits))
+        """Return the limited cost of one policy [L, 2], in the unit of the budget's metric.
+
+        It is never above the limit for a policy that fits, which sums in another order would be
+        in their last digits.
+        """
+        cost = float(self.budget.cost(bits))
+        return min(cost, self.budget.limit) if self.budget.fits(bits) else cost
 
     def all_costs(self, bits: Bits) -> dict[str, float]:
         """Return every cost that the hardware has a model of, by metric."""
-        return {metric: float(self.costs.cost(bits, metric)) for metric in self.costs.values}
+        costs = {metric: float(self.costs.cost(bits, metric)) for metric in self.costs.values}
+        return {**costs, self.budget.metric: self.cost(bits)}
 
     def evaluate(self, bits: Bits) -> Evaluation:
         """Measure the accuracy of one policy [L, 2]."""
@@ -177,7 +183,7 @@ def make_task(
     if isinstance(network, str) and ":" in network and checkpoint is None:
         network, dataset = _users_own(network, dataset)
     found = find_trained(network, dataset, checkpoint, layers)
-    costs = load_hardware(hardware).cost_table(found.layers)
+    costs = cost_table(hardware, found.layers)
     space = BitSpace.of(found.layers, bits, weights_only=quantizer == "kmeans")
     limit = Budget.of(costs, space, budget, metric, fill_up=fill_up)
     if isinstance(evaluator, str) and evaluator not in RECIPES:
@@ -226,10 +232,10 @@ def make_task(
         "quantizer": quantizer,
         "clip": clip,
         "evaluator": tier,
-        "seed": seed,
+        "seed": int(seed),
     }
     if early_stopping is not None:
-        settings["early_stopping"] = early_stopping
+        settings["early_stopping"] = float(early_stopping)
     if inference != "float":
         settings["inference"] = inference
     return Task(found.layers, costs, limit, space, recipe, settings)

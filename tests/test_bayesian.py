@@ -110,6 +110,6 @@ def test_without_optuna_one_line_says_what_to_install_before_anything_is_measure
     task = toy()
     with pytest.raises(InputError) as caught:
         search(task, 10)
-    assert 'pip install "haq-env[bayes]"' in str(caught.value)
+    assert 'pip install optuna (or -e ".[bayes]")' in str(caught.value)
     assert "\n" not in str(caught.value)
     assert task.evaluator.evaluations == 0

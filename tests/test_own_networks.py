@@ -1,8 +1,10 @@
 """Networks, images and settings that people bring: measured right, or refused in one line."""
 
+import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 from torchvision import models
 
+from haq_env.cost import CostTable
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
@@ -242,3 +245,136 @@ def test_workers_cannot_have_a_network_that_only_this_process_knows():
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300
     )
     assert "another process cannot find the network's or the data set's code" in done.stdout, done
+
+
+# -- hardware ----------------------------------------------------------------------------------
+
+
+def counters(layers, dtype=np.uint16):
+    """Cycles as a hardware counter gives them: short integers, which more bits can lower."""
+    rng = np.random.default_rng(0)
+    return rng.integers(20_000, 60_000, (len(layers), 8, 8)).astype(dtype)
+
+
+class Counted:
+    """A machine with short integers for costs."""
+
+    def __init__(self, change=lambda table: table):
+        self.change = change
+
+    def cost_table(self, layers):
+        return self.change(CostTable(layers.names, {"latency": counters(layers)}, "counted"))
+
+
+def test_short_integers_do_not_overflow_in_a_budget():
+    task = make_task(hardware=Counted(), budget=0.8)
+    requests = np.random.default_rng(1).integers(2, 9, (200, *task.uniform().shape))
+    exact = counters(task.layers).astype(float)
+    rows = np.arange(len(task.layers))
+    for bits in task.project(requests):
+        assert exact[rows, bits[:, 0] - 1, bits[:, 1] - 1].sum() <= task.budget.limit * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: replace(t, names=t.names[::-1]), "not in this order, the 28 layers"),
+        (
+            lambda t: replace(t, names=t.names[:-1], values={"latency": t.values["latency"][:-1]}),
+            "has priced 27 layers",
+        ),
+        (lambda t: dict(t.values), "must return a haq_env.cost.CostTable, not dict"),
+        (lambda t: replace(t, values={"latency": "fast"}), "is no array of numbers"),
+    ],
+)
+def test_a_table_of_other_layers_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        make_task(hardware=Counted(change), budget=0.8)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"budget": "w4a4"}, {"hardware": "bitfusion", "budget": "w2a8"}, {"budget": 0.37}],
+)
+def test_the_cost_of_a_policy_that_fits_is_never_above_the_limit(settings):
+    task = make_task(**settings)
+    requests = np.random.default_rng(2).integers(2, 9, (300, *task.uniform().shape))
+    for bits in task.project(requests):
+        assert task.cost(bits) <= task.budget.limit
+        assert task.all_costs(bits)[task.budget.metric] == task.cost(bits)
+    assert task.cost(task.space.highest) > task.budget.limit
+
+
+# -- numbers of numpy, and processes -------------------------------------------------------------
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    settings = {"seed": np.int64(3), "evaluator": SHORT, "early_stopping": np.float32(0.25)}
+    task = make_task(budget=np.float64(0.3), **settings)
+    other = make_task(budget=0.3, **{**settings, "seed": 3})
+    assert task.evaluate(task.uniform()).accuracy == other.evaluate(other.uniform()).accuracy
+    task.policy(task.uniform()).save(tmp_path / "policy.json")
+
+
+@pytest.mark.slow
+def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads():
+    script = """
+        import gymnasium as gym
+        import numpy as np
+        import torch
+        torch.set_num_threads(2)
+        import haq_env
+        from haq_env.task import make_task
+
+        task = make_task(evaluator="ptq_bn")
+        task.evaluate(task.uniform())
+        envs = gym.make_vec("HAQ-BISMO-Edge-v0", 2, "async", evaluator="ptq_bn",
+                            vector_kwargs={"context": "fork"})
+        envs.reset(seed=0)
+        for _ in range(len(task.space.steps)):
+            envs.step_async(np.zeros((2, 1), dtype=np.float32))
+            *_, info = envs.step_wait(timeout=60)
+        print("accuracies", info["accuracy"])
+        envs.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    assert "accuracies [" in done.stdout, done
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("twice", "is called 2 times in one forward"), ("few", "has 10 classes, but the answer is")],
+)
+def test_a_network_that_cannot_be_used_is_not_trained_first(kind, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("haq_env.evaluation.train.finetune", None)
+    (tmp_path / "nets.py").write_text(
+        textwrap.dedent("""
+            from torch import nn
+
+            class Net(nn.Module):
+                def __init__(self, outputs, times):
+                    super().__init__()
+                    self.conv, self.fc, self.times = nn.Conv2d(1, 1, 3), nn.Linear(1, outputs), times
+
+                def forward(self, x):
+                    for _ in range(self.times):
+                        x = self.conv(x).relu()
+                    return self.fc(x.mean((2, 3)))
+
+            def twice():
+                return Net(10, 2)
+
+            def few():
+                return Net(9, 1)
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=message):
+        train_float(f"nets:{kind}", "digits", tmp_path / "out.safetensors", epochs=1)
+    sys.modules.pop("nets")

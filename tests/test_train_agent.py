@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,15 +19,16 @@ import pytest
 import stable_baselines3
 import torch
 
+import haq_env
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_agent, save_agent
 from haq_env.agents.memory import EpisodeMemory
 from haq_env.agents.run import search_with_agent
-from haq_env.agents.session import choose, open_folder
+from haq_env.agents.session import choose, open_folder, versions
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
-from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.evaluation.trained import Answer, TrainedEvaluator
 from haq_env.layers import Layer, LayerTable
 from haq_env.policy import Policy
 from haq_env.search.history import History
@@ -405,6 +406,81 @@ def test_the_real_process_says_so_on_stderr_and_nowhere_else(tmp_path):
 def test_a_baseline_has_no_agent_to_be_transferred(monkeypatch, capsys, no_evaluation):
     line = refused(monkeypatch, capsys, "--algo", "ilp-fit", "--transfer-from", "runs/none")
     assert "ilp-fit is no agent and learns nothing" in line
+
+
+def test_nothing_is_thrown_away_for_a_run_that_cannot_begin(
+    a_run, monkeypatch, capsys, no_evaluation
+):
+    before = contents(a_run)
+    argv = ["--out", str(a_run), "--overwrite"]
+    line = refused(monkeypatch, capsys, *argv, "--algo", "ddpg", "--transfer-from", str(a_run))
+    assert "--transfer-from and --out are one folder" in line
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "needs Optuna" in refused(monkeypatch, capsys, *argv, "--algo", "bayesian")
+    gym.register("Own-v0", "haq_env.env:QuantizationEnv", kwargs={"evaluator": Flat()})
+    try:
+        line = refused(monkeypatch, capsys, *argv, "--env", "Own-v0", "--algo", "ddpg")
+    finally:
+        gym.registry.pop("Own-v0")
+    assert "has an evaluator of its own (Flat) and no network" in line
+    assert contents(a_run) == before
+
+
+class Flat:
+    """Likes all policies."""
+
+    float_accuracy = 90.0
+
+    def evaluate(self, bits):
+        return Evaluation(50.0)
+
+
+@pytest.mark.parametrize("algo", ["ddpg", "random"])
+def test_a_run_is_not_gone_on_with_on_a_machine_that_has_changed(
+    algo, tmp_path, monkeypatch, capsys
+):
+    machine, out = tmp_path / "my.toml", tmp_path / "run"
+    machine.write_text('model = "bismo-edge"\naxi_bits = 8\n')
+    argv = ["--algo", algo, "--episodes", "2", "--evaluator", "ptq_bn", *SHORT]
+    argv += ["--hardware", str(machine), "--out", str(out)]
+    assert main(monkeypatch, *argv) == 0
+    capsys.readouterr()
+    before = contents(out)
+    machine.write_text('model = "bismo-edge"\n')
+    assert main(monkeypatch, *argv, "--resume") == 2
+    assert "cannot resume: evaluation 0 cost" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_episodes_after_the_agent_was_saved_are_not_measured_again(tmp_path):
+    env = gym.make("HAQ-BISMO-Edge-v0").unwrapped
+    measured = []
+
+    def measure(self, bits, best):
+        measured.append(bits.tobytes())
+        if len(measured) == 6 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt  # inside of the rollout
+        return Answer(float(bits.mean()), 0.1, False)
+
+    stopped: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainedEvaluator, "measure", measure)
+        assert len(search_with_agent(env, "ppo", 12, 0, folder=tmp_path)) == 6
+        fresh = gym.make("HAQ-BISMO-Edge-v0").unwrapped
+        history = search_with_agent(fresh, "ppo", 12, 0, folder=tmp_path, resume=True)
+    assert len(history) == 13
+    assert len(measured) - 1 == len(set(measured))  # one was interrupted, none is measured twice
+
+
+def test_versions_are_found_without_an_installation(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("haq_env.agents.session.version", missing)
+    found = versions()
+    assert found["haq-env"] == haq_env.__version__
+    assert found["torch"] == "unknown"
 
 
 def test_a_log_of_another_search_is_not_gone_on_with(tmp_path):

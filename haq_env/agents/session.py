@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+import haq_env
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
@@ -169,7 +171,10 @@ def finish(
             about = {**task.settings, "accuracy": results[0], "finetune_seed": seed}
             if isinstance(evaluator.subject.network, str):
                 about["build"] = dict(evaluator.subject.build)
-            save_quantized(network, evaluator.bench.network, about)
+            try:
+                save_quantized(network, evaluator.bench.network, about)
+            except InputError as error:  # the policy is what must not be lost
+                warnings.warn(f"the network is not written: {error}", stacklevel=2)
     return Final(tuple(r["val"] for r in results), tuple(r["test"] for r in results))
 
 
@@ -184,6 +189,17 @@ def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[Row]:
         accuracies = {part: final.mean_and_error(part) for part in ("val", "test")}
         table.append(Row(name, accuracies, task.all_costs(bits)))
     return table
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a result."""
+    found = {"haq-env": haq_env.__version__}  # a plain clone that nobody installed has no metadata
+    for name in PACKAGES[1:]:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found | {"python": platform.python_version()}
 
 
 def save_policy(
@@ -205,8 +221,7 @@ def save_policy(
         },
         "evaluations": len(history),
         **about,
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }
     path = folder / "policy.json"
     task.policy(best.bits, **record).save(path)

@@ -20,7 +20,7 @@ from haq_env.agents.checkpoint import load_policy, load_scales
 from haq_env.agents.run import episode_trial
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
-from haq_env.search.history import History, begin
+from haq_env.search.history import History, begin, recorded
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,10 @@ class Source:
 
 
 def apply_agent(
-    source: Source, env: QuantizationEnv, settings: dict[str, Any] | None = None
+    source: Source,
+    env: QuantizationEnv,
+    settings: dict[str, Any] | None = None,
+    log: Path | None = None,
 ) -> History:
     """Let an agent decide once on a task it has never seen, without any search.
 
@@ -94,13 +97,17 @@ def apply_agent(
         source: the agent.
         env: the environment, made with the source's scales.
         settings: overrides for `make_agent`, those that the source was trained with.
+        log: CSV file for the two evaluations; None keeps none.
 
     Returns:
         The uniform policy and the agent's one, see `decide`.
     """
     agent = make_agent(source.algorithm, env, seed=0, warmup=0, **(settings or {}))
     source.warm_start(agent)
-    return decide(agent, env)
+    if log is not None:
+        log.unlink(missing_ok=True)
+    with recorded(History(log)):
+        return decide(agent, env)
 
 
 def decide(agent: BaseAlgorithm, env: QuantizationEnv) -> History:

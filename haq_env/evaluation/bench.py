@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,7 @@ class Bench:
         from haq_env.evaluation.paths import Paths
         from haq_env.quantization.network import QuantizedNetwork
 
+        _survive_forks()
         device = find_device(subject.device)
         data = load_dataset(subject.dataset, **dict(subject.dataset_options))
         self.images: dict[str, Images] = {
@@ -72,7 +75,7 @@ class Bench:
         check_size(dict(subject.build), data)
         module = _float_module(subject).to(device)
         sample = self.images["train"].batch(slice(0, 256))
-        _check_fits(module, data, sample[:1])
+        check_fits(module, data, sample[:1])
         self.network: QuantizedNetwork = QuantizedNetwork(
             module,
             subject.layers,
@@ -148,6 +151,19 @@ class Bench:
             network.recalibrate_batchnorm(train.batch(slice(0, recipe.bn_images)))
 
 
+@cache
+def _survive_forks() -> None:
+    """Let forked processes compute on one thread, as vector environments of Gymnasium do.
+
+    OpenMP's threads do not exist in the copy of a process that had used them, which would wait for
+    them for ever.
+    """
+    import torch
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 def check_device(name: str) -> None:
     """See that a torch device can be used, without touching it.
 
@@ -176,8 +192,17 @@ def find_device(name: str) -> torch.device:
         raise InputError(f"torch device {name!r} cannot be used: {reason}") from error
 
 
-def _check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
-    """See that the network takes the images and has an output for every class."""
+def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
+    """See that the network takes the images and has an output for every class.
+
+    Args:
+        module: the network.
+        data: the data set.
+        image: one of its images as the network sees it, float [1, C, H, W].
+
+    Raises:
+        InputError: it does not.
+    """
     import torch
 
     from haq_env.networks.graphs import evaluation_mode

@@ -10,7 +10,7 @@ import torch
 
 from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
-from haq_env.evaluation.bench import find_device
+from haq_env.evaluation.bench import check_fits, find_device
 from haq_env.evaluation.finetune import Images, accuracy, finetune
 from haq_env.evaluation.recipe import Recipe
 from haq_env.networks import load_network
@@ -80,6 +80,9 @@ def train_float(
         max_norm=5.0,
     )
     module = module.to(memory_format=torch.channels_last)
+    # what can be used in the end must be known before the epochs are spent
+    layers = layers_to_json(trace(module, data.input_shape, name=network))
+    check_fits(module, data, images["train"].batch(slice(0, 1)))
     loss = finetune(module, images["train"], recipe, seed)
     if not math.isfinite(loss):
         raise InputError(f"the training came apart (loss {loss}): take a smaller learning rate.")
@@ -98,7 +101,7 @@ def train_float(
             "seed": seed,
         },
         "versions": {"torch": torch.__version__},
-        "layer_table": layers_to_json(trace(module, data.input_shape, name=network)),
+        "layer_table": layers,
     }
     save_checkpoint(out, module, about)
     return about

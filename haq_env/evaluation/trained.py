@@ -88,7 +88,7 @@ class TrainedEvaluator:
             raise InputError(f"reuse is a number of bytes, 0 or more, not {reuse}.")
         self.subject = subject
         self.recipe = recipe
-        self.seed = seed
+        self.seed = int(seed)
         self.cache = cache
         self.workers = workers
         self.reuse = reuse
@@ -100,7 +100,7 @@ class TrainedEvaluator:
         self._best = -math.inf
         self._workers: Workers | None = None
         self._bench: Bench | None = None
-        self._fingerprint = ""
+        self._fingerprints: dict[int, str] = {}  # by number of threads
         if subject.device != "cpu":
             check_device(subject.device)  # a wrong one is an error now, not at the first evaluation
 
@@ -266,9 +266,12 @@ class TrainedEvaluator:
 
     def _address(self, key: bytes) -> str:
         """Return where the cache keeps a policy; everything but the policy is read only once."""
+        import torch
+
         from haq_env.evaluation.fingerprint import digest, fingerprint
 
-        if not self._fingerprint:
+        threads = torch.get_num_threads()  # a forked process has another number
+        if threads not in self._fingerprints:
             bench = self.bench
             settings: tuple[object, ...] = (self.subject.clip, self.recipe, self.seed)
             if self.stopping is not None:  # what survives is measured in another order
@@ -276,8 +279,8 @@ class TrainedEvaluator:
             if bench.paths.name != "float":  # exact sums can move an image
                 settings += (bench.paths.name,)
             with self._alone():
-                self._fingerprint = fingerprint(bench.network, bench.images, settings)
-        return digest([(self._fingerprint, key)])
+                self._fingerprints[threads] = fingerprint(bench.network, bench.images, settings)
+        return digest([(self._fingerprints[threads], key)])
 
     def _origin(self) -> Origin:
         from haq_env.evaluation.cache import Origin
@@ -294,7 +297,7 @@ class TrainedEvaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         # the fingerprint is of the bench and of this process
-        return {**self.__dict__, "_bench": None, "_fingerprint": "", "_workers": None}
+        return {**self.__dict__, "_bench": None, "_fingerprints": {}, "_workers": None}
 
 
 def _recipe_name(recipe: Recipe) -> str:

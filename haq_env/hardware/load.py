@@ -10,10 +10,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from haq_env.cost import CostTable
 from haq_env.errors import InputError, unknown_name
 from haq_env.hardware import HARDWARE, Hardware
 from haq_env.hardware.table import MeasuredTable
 from haq_env.imports import import_address
+from haq_env.layers import LayerTable
 from haq_env.registry import Registry
 
 if sys.version_info >= (3, 11):
@@ -23,6 +25,31 @@ else:
 
 # Models that are no machine yet: a file has to give their parameters.
 MODELS = Registry("hardware model", {"bismo": "haq_env.hardware.bismo:Bismo"})
+
+
+def cost_table(spec: str | Path | Hardware | type[Hardware], layers: LayerTable) -> CostTable:
+    """Let a machine price a network, and see that it is this network that it has priced.
+
+    Args:
+        spec: see `load_hardware`.
+        layers: the network.
+
+    Raises:
+        InputError: no such hardware, or what a user's own one returns is no table of these layers.
+    """
+    hardware = load_hardware(spec)
+    costs = hardware.cost_table(layers)
+    if not isinstance(costs, CostTable):
+        raise InputError(
+            f"hardware {type(hardware).__name__}: cost_table must return a haq_env.cost.CostTable, "
+            f"not {type(costs).__name__}."
+        )
+    if costs.names != layers.names:
+        raise InputError(
+            f"hardware {costs.hardware!r} has priced {len(costs.names)} layers that are not, or not"
+            f" in this order, the {len(layers)} layers of network {layers.network!r}."
+        )
+    return costs
 
 
 def load_hardware(spec: str | Path | Hardware | type[Hardware], **parameters: Any) -> Hardware:

@@ -108,12 +108,17 @@ def _quiet(optuna: ModuleType) -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def check_installed() -> None:
+    """Raise InputError if Optuna is not installed."""
+    _optuna()
+
+
 def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
         raise InputError(
-            'the search method "bayesian" needs Optuna: pip install "haq-env[bayes]"'
+            'the search method "bayesian" needs Optuna: pip install optuna (or -e ".[bayes]")'
         ) from error
     module: ModuleType = optuna
     return module

@@ -106,6 +106,20 @@ class History(Sequence[Trial]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         return self._trials[index]
 
+    def check(self, task: Task) -> None:
+        """See that the trials are of this task, as it is now.
+
+        Raises:
+            InputError: one has another cost than here, or does not fit the budget.
+        """
+        for number, trial in enumerate(self):
+            cost = task.cost(trial.bits)
+            if not np.isclose(cost, trial.cost, rtol=1e-9) or not task.budget.fits(trial.bits):
+                raise InputError(
+                    f"cannot resume: evaluation {number} cost {trial.cost:.6g}, and costs "
+                    f"{cost:.6g} now. Has the hardware's file or the budget changed since?"
+                )
+
     @classmethod
     def load(cls, path: Path, keep: int | None = None) -> History:
         """Read a CSV file back.
@@ -143,6 +157,11 @@ class History(Sequence[Trial]):
             path.unlink()
         kept._path = path
         return kept
+
+
+def whole_rows(path: Path) -> int:
+    """Return how many trials of a CSV file no crash has cut off."""
+    return max(0, path.read_bytes().count(b"\n") - 1)
 
 
 def _trial(row: dict[str, str], number: int) -> Trial:

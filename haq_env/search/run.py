@@ -7,7 +7,7 @@ from pathlib import Path
 
 from haq_env.errors import InputError
 from haq_env.search import SEARCH
-from haq_env.search.history import History, RecordedHistory, Trial, recorded
+from haq_env.search.history import History, RecordedHistory, Trial, recorded, whole_rows
 from haq_env.task import Task
 
 
@@ -43,18 +43,19 @@ def search_with_baseline(
     log = folder / "episodes.csv"
     known: Sequence[Trial] = ()
     if resume and log.exists():
-        whole = log.read_bytes().count(b"\n") - 1  # rows that no crash has cut off
-        known = History.load(log, keep=max(0, whole))[:]
+        history = History.load(log, keep=whole_rows(log))
+        history.check(task)
+        known = history[:]
     else:
         log.unlink(missing_ok=True)
     if len(known) > evaluations:
         raise InputError(f"{log} has {len(known)} evaluations already, more than {evaluations}.")
     for trial in known:
         task.remember(trial.bits, trial.accuracy)
-    history = RecordedHistory(log, progress, known)
+    found = RecordedHistory(log, progress, known)
     try:
-        with recorded(history):
+        with recorded(found):
             search(task, evaluations, seed)
     except KeyboardInterrupt:
         pass  # asked for: what has been found is returned
-    return history
+    return found
