@@ -360,7 +360,8 @@ def test_a_network_that_cannot_be_used_is_not_trained_first(kind, message, tmp_p
             class Net(nn.Module):
                 def __init__(self, outputs, times):
                     super().__init__()
-                    self.conv, self.fc, self.times = nn.Conv2d(1, 1, 3), nn.Linear(1, outputs), times
+                    self.conv, self.fc = nn.Conv2d(1, 1, 3), nn.Linear(1, outputs)
+                    self.times = times
 
                 def forward(self, x):
                     for _ in range(self.times):

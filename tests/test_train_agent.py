@@ -466,7 +466,7 @@ def test_episodes_after_the_agent_was_saved_are_not_measured_again(tmp_path):
     stopped: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainedEvaluator, "measure", measure)
-        assert len(search_with_agent(env, "ppo", 12, 0, folder=tmp_path)) == 6
+        assert len(search_with_agent(env, "ppo", 12, 0, folder=tmp_path)) == 5
         fresh = gym.make("HAQ-BISMO-Edge-v0").unwrapped
         history = search_with_agent(fresh, "ppo", 12, 0, folder=tmp_path, resume=True)
     assert len(history) == 13

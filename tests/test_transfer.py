@@ -41,6 +41,7 @@ def test_an_agent_decides_on_another_network_without_any_search(learned, tmp_pat
     assert done.returncode == 0, done.stderr
     policy = json.loads((tmp_path / "out" / "policy.json").read_text())
     assert policy["network"] == "mobilenet_v2"
+    assert (tmp_path / "out" / "episodes.csv").read_text().count("\n") == 3
     assert policy["evaluations"] == 2  # the uniform policy's and the one that tells how good it is
 
 
