@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from tyro.conf import arg
 
 from haq_env.cost import UNITS
 from haq_env.errors import InputError
@@ -61,27 +62,29 @@ class Settings:
     episodes: int = 300
     """Policies that are tried; each is finetuned and measured. With --transfer-from it may be
     0: the agent then decides once, without any search."""
-    transfer_from: Path | None = None
+    transfer_from: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of a finished run: start from what its agent has learned there."""
     seed: int = 0
     """Seed of the search and of the finetuning inside the reward."""
     out: Path = Path("runs/demo")
     """Folder for everything that is written."""
-    network: str | None = None
+    network: Annotated[str | None, arg(metavar="NETWORK")] = None
     """Network with bundled weights, or package.module:factory that returns a trained module."""
-    dataset: str | None = None
+    dataset: Annotated[str | None, arg(metavar="DATASET")] = None
     """Data set by name, or package.module:factory that returns a haq_env.data.Dataset."""
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
     """Safetensors file with the weights of a named network."""
-    hardware: str | None = None
+    hardware: Annotated[str | None, arg(metavar="HARDWARE")] = None
     """Hardware by name, or a TOML, JSON or CSV file; the environment's own when not given."""
-    metric: str | None = None
+    metric: Annotated[str | None, arg(metavar="METRIC")] = None
     """What is limited: latency, energy, size, ...; the environment's own when not given."""
-    budget: str | None = None
+    budget: Annotated[str | None, arg(metavar="BUDGET")] = None
     """Share of the 8-bit network's cost (0.6) or a uniform policy (w4a4)."""
-    bits: tuple[int, int] | None = None
+    bits: Annotated[tuple[int, int] | None, arg(metavar="LOW HIGH")] = None
     """Smallest and largest width, within 1 to 8; the environment's own when not given."""
-    evaluator: Literal["finetune", "ptq_bn"] | None = None
+    evaluator: Annotated[Literal["finetune", "ptq_bn"] | None, arg(metavar="{finetune,ptq_bn}")] = (
+        None
+    )
     """Tier of the reward; the environment's own when not given."""
     final_steps: int = 280
     """Gradient steps of the final finetuning, for the found and the uniform policy alike."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -32,26 +33,32 @@ Network = Annotated[
 class Build:
     """How the network is built."""
 
-    image_size: int = 224
-    """Height and width of the images, in pixels."""
-    channels: int = 3
-    """Channels of the images."""
-    classes: int = 1000
-    """Outputs of the classifier."""
-    width: float = 1.0
-    """Factor on the channel counts of built-in networks."""
+    image_size: OptionalInt = None
+    """Height and width of the images, in pixels: that of --policy's network, or 224."""
+    channels: OptionalInt = None
+    """Channels of the images: those of --policy's network, or 3."""
+    classes: OptionalInt = None
+    """Outputs of the classifier: those of --policy's network, or 1000."""
+    width: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Factor on the channel counts of built-in networks: that of --policy's network, or 1."""
 
-    def layers(self, network: str) -> LayerTable:
-        """Trace a network."""
+    def layers(self, network: str, known: Mapping[str, Any] | None = None) -> LayerTable:
+        """Trace a network.
+
+        Args:
+            network: its name or address.
+            known: how it is built where nothing else is said.
+        """
         from haq_env.networks import load_layers
 
-        return load_layers(
-            network,
-            image_size=self.image_size,
-            in_channels=self.channels,
-            classes=self.classes,
-            width=self.width,
-        )
+        given = {
+            "image_size": self.image_size,
+            "in_channels": self.channels,
+            "classes": self.classes,
+            "width": self.width,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        return load_layers(network, **{**(known or {}), **given})
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,10 @@ class Machine:
 
     def costs(self, layers: LayerTable) -> CostTable:
         """Compute the cost table of a network."""
-        from haq_env.hardware.load import load_hardware
+        from haq_env.hardware.load import cost_table
 
         parameters = {} if self.batch is None else {"batch": self.batch}
-        return load_hardware(self.hardware, **parameters).cost_table(layers)
+        return cost_table(self.hardware, layers, **parameters)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,15 @@ class BitChoice:
         both = MAX_BITS if self.bits is None else self.bits
         w_bits = both if self.w_bits is None else self.w_bits
         return uniform(len(layers), w_bits, both if self.a_bits is None else self.a_bits)
+
+    def build(self, network: str) -> dict[str, Any]:
+        """Return how the policy's network is built, if the policy says so and is for this one."""
+        from haq_env.policy import Policy
+
+        record = {} if self.policy is None else Policy.load(self.policy).record
+        build = record.get("build") if record.get("network") == network else None
+        names = ("image_size", "in_channels", "classes", "width")
+        return {n: build[n] for n in names if n in build} if isinstance(build, dict) else {}
 
     @property
     def label(self) -> str:

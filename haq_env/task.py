@@ -226,6 +226,7 @@ def make_task(
         )
     settings = {
         "network": found.layers.network,
+        "build": dict(found.build),
         "dataset": dataset if isinstance(dataset, str) else dataset.name,
         "hardware": costs.hardware,
         "bits": list(space.bits),

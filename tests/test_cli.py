@@ -25,6 +25,7 @@ from haq_env.hardware.load import load_hardware
 from haq_env.hardware.table import read_table
 from haq_env.networks import NETWORKS, load_layers
 from haq_env.policy import Policy, uniform
+from haq_env.task import make_task
 
 SMALL = ["resnet20", "--image-size", "32", "--classes", "10"]
 Captured = pytest.CaptureFixture[str]
@@ -156,6 +157,19 @@ def test_a_torchvision_model_is_a_network(capsys: Captured) -> None:
 
 
 # -- roofline and lint -------------------------------------------------------------------------
+
+
+def test_a_policy_is_priced_for_the_network_that_it_was_searched_for(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    task = make_task()
+    task.policy(task.uniform()).save(tmp_path / "policy.json")
+    argv = ["cost", "mobilenet_v1", "--policy", str(tmp_path / "policy.json"), "--json"]
+    assert run(*argv) == 0
+    found = json.loads(capsys.readouterr().out)["totals"]["latency"]["value"]
+    assert found == pytest.approx(task.cost(task.uniform()), rel=1e-12)
+    assert run(*argv, "--width", "0.25") == 0  # what is given wins
+    assert json.loads(capsys.readouterr().out)["totals"]["latency"]["value"] > 1.2 * found
 
 
 def test_a_roofline_of_a_policy_is_written_as_png_and_svg(

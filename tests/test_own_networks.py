@@ -114,6 +114,11 @@ def test_costs_are_never_those_of_images_of_another_size():
         make_task("mobilenet_v1", load_dataset("digits", size=32))
 
 
+def test_a_function_in_place_of_its_data_set_is_one_line():
+    with pytest.raises(InputError, match="not a function: call it first"):
+        make_task("mobilenet_v1", noise)
+
+
 # -- networks ----------------------------------------------------------------------------------
 
 

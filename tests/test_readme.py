@@ -1,5 +1,6 @@
 """What the README shows works as it stands there."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -9,8 +10,13 @@ from pathlib import Path
 import pytest
 import tyro
 
+from haq_env import QuantizationEnv
 from haq_env.cli import main
+from haq_env.evaluation.cache import EvaluationCache
 from haq_env.hardware.load import load_hardware
+from haq_env.policy import Policy
+from haq_env.residual import ResidualEnv
+from haq_env.yardstick import yardstick
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,6 +42,74 @@ def test_the_first_python_example_runs_one_episode():
     assert re.match(r"\[\[8, 8\], \[\d, \d\].* \d+\.\d+ 0\.\d+\n", done.stdout)
 
 
+NOISE = """
+import numpy as np
+from torch import nn
+from haq_env.data import Dataset, Split
+
+
+def net():
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3)]
+    layers += [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]
+    return nn.Sequential(*layers)
+
+
+def data():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 64, 1, 12, 12), dtype=np.uint8)
+    splits = [Split(part, np.arange(64) % 10) for part in images]
+    return Dataset.of("noise", *splits, classes=10, mean=[0.5], std=[0.25])
+"""
+
+
+def executed(example: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, cwd=folder, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def of_page(name: str) -> str:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)[0]
+
+
+@pytest.mark.slow
+def test_the_example_of_ones_own_network_and_hardware_finds_a_policy(tmp_path):
+    (tmp_path / "mine.py").write_text(NOISE)
+    (example,) = [block for block in blocks("python") if "class MyChip" in block]
+    out = executed(example.replace("evaluations=30", "evaluations=3"), tmp_path)
+    assert re.fullmatch(r"[\d.]+ % uniform, [\d.]+ % found\n", out)
+    assert Policy.load(tmp_path / "policy.json").record["hardware"] == "my chip"
+
+
+@pytest.mark.slow
+def test_the_example_of_ones_own_agent_keeps_its_best_policy(tmp_path):
+    example = of_page("agents.md")
+    short = example.replace('cache="cache.sqlite"', 'evaluator="ptq_bn"')
+    short = short.replace("n_steps=520, batch_size=260", "n_steps=104, batch_size=52")
+    executed(short.replace("52 * 300", "52 * 2"), tmp_path)
+    assert "n_steps=520" in example
+    assert "accuracy" not in Policy.load(tmp_path / "policy.json").record  # measured by its owner
+
+
+def test_the_example_of_ones_own_search_is_one():
+    names: dict = {}
+    exec(of_page("search.md"), names)
+    task = yardstick(0)
+    history = names["mine"](task, 40, 0)
+    assert len(history) == 40
+    assert history.best.accuracy > history[0].accuracy
+    assert all(task.budget.fits(trial.bits) for trial in history)
+
+
+def test_the_page_of_the_environments_is_what_the_classes_say():
+    page = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    for environment in (QuantizationEnv, ResidualEnv):
+        assert inspect.cleandoc(environment.__doc__).replace("\n## ", "\n### ") in page
+
+
 def test_the_toml_example_is_a_machine():
     (example,) = blocks("toml")
     path = ROOT / "tests" / "readme_example.toml"
@@ -50,6 +124,8 @@ def test_the_toml_example_is_a_machine():
 def test_every_command_of_haq_env_is_one(command, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.toml").write_text(blocks("toml")[0])
+    if command[1] == "cache":
+        EvaluationCache(tmp_path / "cache.sqlite").close()
     if "..." in command or command[1] in ("train", "lint") or "NETWORK" in command:
         command = [*command[:2], "--help"]
     status = 0
@@ -70,6 +146,7 @@ def test_every_command_of_train_agent_has_known_flags(command):
 
 
 def test_every_file_that_is_linked_exists():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []

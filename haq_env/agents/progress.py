@@ -48,7 +48,7 @@ class SearchProgress:
         self._bar.update(
             self._line,
             completed=len(history) - 1,
-            best=f"best {reward:+.3f}: {best.accuracy:.2f} % at cost {best.cost_ratio:.3f}",
+            best=f"best {best.accuracy:.2f} % (reward {reward:+.3f}), cost {best.cost_ratio:.3f}",
         )
 
     def __enter__(self) -> SearchProgress:

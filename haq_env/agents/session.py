@@ -169,8 +169,6 @@ def finish(
         results.append(evaluator.final(bits, recipe, seed))
         if network is not None and seed == seeds[0]:
             about = {**task.settings, "accuracy": results[0], "finetune_seed": seed}
-            if isinstance(evaluator.subject.network, str):
-                about["build"] = dict(evaluator.subject.build)
             try:
                 save_quantized(network, evaluator.bench.network, about)
             except InputError as error:  # the policy is what must not be lost

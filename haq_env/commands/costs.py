@@ -34,7 +34,7 @@ class Cost:
         from haq_env.report.tables import cost_table
 
         self.bits.check()
-        layers = self.build.layers(self.network)
+        layers = self.build.layers(self.network, self.bits.build(self.network))
         bits = self.bits.of(layers)
         costs = self.machine.costs(layers)
         if self.table is not None:
@@ -65,7 +65,7 @@ class RooflinePlot:
         from haq_env.report.roofline import plot_roofline
 
         self.bits.check()
-        layers = self.build.layers(self.network)
+        layers = self.build.layers(self.network, self.bits.build(self.network))
         after = self.bits.of(layers)
         eight = uniform(len(layers), MAX_BITS, MAX_BITS)
         policies = {"8 bits": eight}

@@ -35,6 +35,9 @@ def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
     """
     if isinstance(dataset, Dataset):
         return dataset
+    if not isinstance(dataset, str):
+        what = "a function: call it first" if callable(dataset) else type(dataset).__name__
+        raise InputError(f"dataset must be a name or a haq_env.data.Dataset, not {what}.")
     name, colon, root = dataset.partition(":")
     if name in DATASETS:
         factory = DATASETS[name]
@@ -56,7 +59,7 @@ def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
 
 def dataset_name(dataset: str | Dataset) -> str:
     """Return what a data set is called, without the path that it is read from."""
-    if isinstance(dataset, Dataset):
-        return dataset.name
+    if not isinstance(dataset, str):
+        return load_dataset(dataset).name
     name = dataset.partition(":")[0]
     return name if name in DATASETS else dataset

@@ -27,17 +27,20 @@ else:
 MODELS = Registry("hardware model", {"bismo": "haq_env.hardware.bismo:Bismo"})
 
 
-def cost_table(spec: str | Path | Hardware | type[Hardware], layers: LayerTable) -> CostTable:
+def cost_table(
+    spec: str | Path | Hardware | type[Hardware], layers: LayerTable, **parameters: Any
+) -> CostTable:
     """Let a machine price a network, and see that it is this network that it has priced.
 
     Args:
         spec: see `load_hardware`.
         layers: the network.
+        **parameters: see `load_hardware`.
 
     Raises:
         InputError: no such hardware, or what a user's own one returns is no table of these layers.
     """
-    hardware = load_hardware(spec)
+    hardware = load_hardware(spec, **parameters)
     costs = hardware.cost_table(layers)
     if not isinstance(costs, CostTable):
         raise InputError(

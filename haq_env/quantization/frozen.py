@@ -114,7 +114,7 @@ def load_quantized(path: str | os.PathLike[str], module: nn.Module | None = None
 
 def _build(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> nn.Module:
     name, build = metadata.get("network"), metadata.get("build")
-    if not isinstance(name, str) or not isinstance(build, dict):
+    if not isinstance(name, str) or not isinstance(build, dict) or not build:
         raise InputError(f"{path} does not say how its network is built: give the float network.")
     return load_network(name, **build)
 
