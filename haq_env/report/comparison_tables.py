@@ -59,7 +59,8 @@ def _sheets(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]
     counts = sorted({count for row in rows for count in row.at})
     baselines = list(dict.fromkeys(name for row in rows for name in row.over))
     last = max(row.evaluations[1] for row in rows)
-    reached = ["method", "seeds", *map(str, counts), f"{last} evaluations", "mean regret"]
+    seeds = "seeds a task" if rows[0].tasks[1] > 1 else "seeds"
+    reached = ["method", seeds, *map(str, counts), f"{last} evaluations", "mean regret"]
     against = ["method", *(f"over {name}" for name in baselines)]
     against += ["beats\nuniform", "charge", "hits", "seconds"]
     first, second = [], []
