@@ -114,7 +114,7 @@ class Settings:
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed must be 0 to {2**31 - 1}, not {self.seed}.")
         if self.transfer_from is not None and self.is_baseline:
-            raise InputError(f"{self.algo} is no agent and learns nothing: leave --transfer-from.")
+            raise InputError(f"{self.algo} is a baseline and has no agent: drop --transfer-from.")
         if self.transfer_from is not None and self.transfer_from.resolve() == self.out.resolve():
             raise InputError("--transfer-from and --out are one folder: give --out another.")
         if self.algo == "bayesian":
@@ -267,13 +267,17 @@ def run(settings: Settings, console: Console) -> None:
         best = choose(task, candidates, recipe, settings.seed + 2000, settings.shortlist)
     found, uniform = best.bits, task.uniform()
     finals = {}
+    scratch = folder / f"{NETWORK}.part"
     for name, bits in {"uniform": uniform, "found": found}.items():
         with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
-            path = folder / NETWORK if name == "found" else None
+            path = scratch if name == "found" else None
             finals[name] = (bits, finish(task, bits, recipe, seeds, path))
     about = {"env": settings.env, "algorithm": settings.algo, "final_recipe": asdict(recipe)}
     about |= {"torch_threads": torch.get_num_threads()}
+    (folder / NETWORK).unlink(missing_ok=True)  # never that of another policy than the file's
     path = save_policy(folder, task, history, best, finals, about)
+    if scratch.exists():
+        scratch.replace(folder / NETWORK)
     plot_bits({"uniform": uniform, "found": found}, task.layers, folder / "bits.png")
     plot_search(history, history[0].accuracy, task.float_accuracy, folder / "search.png")
     if task.costs.roofs is not None and {"traffic", "latency"} <= task.costs.values.keys():

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -32,14 +31,16 @@ import tyro
 from rich.console import Console
 
 from haq_env.agents.methods import RESIDUAL, methods, search_method
-from haq_env.agents.session import PACKAGES, make_env
+from haq_env.agents.session import make_env
 from haq_env.errors import InputError
-from haq_env.processes import end_with_parent
+from haq_env.files import replace_file
+from haq_env.processes import prepare_worker
 from haq_env.report.comparison import summary
 from haq_env.report.comparison_plots import plot_curves, plot_profile
 from haq_env.report.comparison_tables import markdown, table
 from haq_env.report.runs import Reference, Run, read_csv, write_csv
 from haq_env.task import Task
+from haq_env.versions import PACKAGES, versions_line
 from haq_env.yardstick import optimum, yardstick
 
 RESULTS = Path(__file__).parent / "results" / "compare"
@@ -106,6 +107,12 @@ class Settings:
     report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Report what has been run."""
 
+    def check(self) -> None:
+        """Refuse numbers that make no sense."""
+        for name in ("jobs", "evaluations"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} must be 1 or more, not {value}.")
+
     def jobs_of(self, task: str) -> list[Job]:
         """List the runs of a task, seed by seed, so that a part of them is a fair comparison."""
         if self.quick:
@@ -155,9 +162,7 @@ def work(job: Job, folder: Path) -> Job:
     }
     path = job.path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    replace_file(path, json.dumps(record) + "\n")
     return job
 
 
@@ -193,7 +198,7 @@ def fill(settings: Settings, console: Console) -> int:
     deadline = time.monotonic() + 60 * settings.minutes
     failed = 0
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.jobs, context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(settings.jobs, context, initializer=prepare_worker) as pool:
         futures: dict[Future[Job], Job] = {}
         waiting = iter(todo)
         while True:
@@ -274,6 +279,8 @@ def report(task: str, settings: Settings, console: Console) -> str:
     console.print(table(rows))
     text = f"## {task}\n\n{markdown(rows)}\n"
     there = [row.method for row in rows if row.best is not None]  # the best one first
+    if not there:
+        return text + "No method has run on all tasks, so there is nothing to draw.\n"
     chosen = sorted(there, key=lambda name: name not in CORE)[:LINES]
     drawn = [run for run in ordered if run.method in chosen]
     if len(chosen) < len(there):
@@ -282,13 +289,26 @@ def report(task: str, settings: Settings, console: Console) -> str:
         )
     for name, plot in (("curves", plot_curves), ("profile", plot_profile)):
         picture = settings.results / f"{slug(task)}-{name}.png"
-        plot(drawn, known, picture)
+        try:
+            plot(drawn, known, picture)
+        except InputError as error:  # nothing better than uniform is known
+            text += f"No {name}: {error}\n"
+            continue
         text += f"![{name}]({picture.name})\n"
     if task == "yardstick":
         drops = mean_drops(ordered, known)
         console.print(drops)
         text += f"\n{drops}\n"
     return text
+
+
+def reported(settings: Settings) -> list[str]:
+    """Return the tasks of this call, and those that the results' folder has runs of."""
+    others = [task for task in PUBLISHED if (settings.results / f"{slug(task)}.csv").exists()]
+    wanted = [] if settings.quick else others
+    return [task for task in PUBLISHED if task in {*settings.tasks, *wanted}] + [
+        task for task in settings.tasks if task not in PUBLISHED
+    ]
 
 
 def mean_drops(runs: Sequence[Run], known: Sequence[Reference]) -> str:
@@ -301,7 +321,10 @@ def mean_drops(runs: Sequence[Run], known: Sequence[Reference]) -> str:
         own.append(100 - float(run.best_so_far[-1]))
     optima = {f"{ref.task}": [100 - ref.target] for ref in known}
     drops["certified optimum"] = optima
-    for name, by_task in sorted(drops.items(), key=lambda each: _mean(each[1])):
+    # means over fewer instances do not compare, and come last
+    for name, by_task in sorted(
+        drops.items(), key=lambda each: (len(each[1]) < len(known), _mean(each[1]))
+    ):
         means = [float(np.mean(each)) for each in by_task.values()]
         ran = f"{len(means)} of {len(known)}"
         lines.append(
@@ -330,14 +353,20 @@ def main() -> None:
             settings = replace(settings, tasks=("yardstick", "digits:ptq_bn"))
     console = Console(width=110)
     try:
+        settings.check()
+        if not settings.quick:
+            published(settings)  # runs of another length are an error now
         failed = 0 if settings.report_only else fill(settings, console)
-        parts = [report(task, settings, console) for task in settings.tasks]
+        parts = [report(task, settings, console) for task in reported(settings)]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    versions = ", ".join(f"{name} {version(name)}" for name in (*PACKAGES, "sb3-contrib"))
+    except KeyboardInterrupt:
+        print("stopped: call it again to go on; finished runs are kept", file=sys.stderr)
+        sys.exit(130)
+    made_with = versions_line(*PACKAGES, "sb3-contrib")
     head = "# Agents and the methods they must beat\n\n`python benchmarks/compare_agents.py`"
-    head += f"{' --quick' if settings.quick else ''}\n\n{versions}\n"
+    head += f"{' --quick' if settings.quick else ''}\n\n{made_with}\n"
     settings.results.mkdir(parents=True, exist_ok=True)
     path = settings.results / "README.md"
     path.write_text("\n".join([head, *parts]), encoding="utf-8")

@@ -15,8 +15,7 @@ from typing import Any
 
 from result_files import read, weights_digest, write
 
-from haq_env.agents.algorithms import ALGORITHMS
-from haq_env.agents.methods import RESIDUAL, search_method
+from haq_env.agents.methods import search_method
 from haq_env.agents.session import choose
 from haq_env.data import Dataset
 from haq_env.data.store import digest
@@ -35,8 +34,6 @@ from haq_env.report.reproduction import (
     from_record,
     to_record,
 )
-from haq_env.search import SEARCH
-from haq_env.search.history import History
 from haq_env.task import Task, make_task
 
 CHOOSING = 999  # seed of the finetuning that chooses among candidates; no figure uses it
@@ -212,7 +209,7 @@ class Lab:
         task = self._task(block, job.budget)
         task.float_accuracy  # noqa: B018  # loads and calibrates, which is no part of a search
         if job.searches:
-            history = searched(task, job.method, protocol.evaluations, protocol.search_seed)
+            history = search_method(job.method)(task, protocol.evaluations, protocol.search_seed)
             best = choose(task, history, protocol.final, CHOOSING, protocol.candidates)
             bits, accuracy = best.bits, best.accuracy
             count, charge = len(history), history.charge
@@ -259,18 +256,6 @@ class Lab:
             seconds=0.0,
             **{"evaluations": 0, "charge": 0.0, **nan, **known},
         )
-
-
-def searched(task: Task, method: str, evaluations: int, seed: int) -> History:
-    """Search, and take no search for finished that was interrupted.
-
-    An agent's search answers Ctrl-C with what it has found until then.
-    """
-    history = search_method(method)(task, evaluations, seed)
-    agent = method not in SEARCH and method.removeprefix(RESIDUAL) in ALGORITHMS
-    if agent and len(history) < evaluations:
-        raise KeyboardInterrupt
-    return history
 
 
 def counted(task: Task, block: Block, bits: Bits) -> float:

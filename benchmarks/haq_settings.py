@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,6 @@ import tyro
 from haq_cells import CHOOSING, Protocol
 
 from haq_env.agents.methods import search_method
-from haq_env.agents.session import PACKAGES
 from haq_env.data import Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import RECIPES, Recipe
@@ -22,6 +20,7 @@ from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, ordered_cells
+from haq_env.versions import versions_line
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
 NETWORKS = ("mobilenet_v1_050", "resnet20", "mobilenet_v2_050", "mobilenet_v1", "mobilenet_v2")
@@ -248,7 +247,7 @@ def heading(settings: Settings, protocol: Protocol) -> str:
         given.append("--weights FOLDER")
     for name in ("networks", "blocks", "methods"):
         given.append(f"--{name} {shlex.join(getattr(settings, name))}")
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    made_with = versions_line()
     image_error = 100 * 0.5 / protocol.test_images**0.5
     return f"""# HAQ's Tables 3 to 6, on {protocol.dataset}
 
@@ -272,5 +271,5 @@ def heading(settings: Settings, protocol: Protocol) -> str:
   the last layer: nor does "8 bits / it, as the paper counts". Its Table 6 counts the first
   convolution at 32 bits; here it has 8.
 
-{versions}
+{made_with}
 """

@@ -159,7 +159,9 @@ class Study:
             "pixels": data.digest(),
             "answers": ANSWERS,
         }
-        keep_settings(self.folder / "protocol.json", protocol)
+        if settings.draw == "budget":  # what costs the same depends on the machine
+            protocol["hardware"] = str(settings.hardware)
+        keep_settings(protocol, self.folder / "protocol.json")
 
     def measure(self, number: int) -> None:
         """Measure what is missing of a policy; every number is kept as soon as it is there."""
@@ -201,6 +203,9 @@ class Study:
             path = self.folder / f"policy-{number:03d}.json"
             record = read(path) if path.exists() else {"proxies": {}, "full": {}}
             measured = {*record["proxies"], *record["full"]}
+            bits = self.policies[number]
+            if measured and record["bits"] != [side_digits(bits, s) for s in (WEIGHT, ACTIVATION)]:
+                raise InputError(f"{path} is of another policy: give another --out.")
             if {*self.short, *self.full_seeds} <= measured:
                 found[number] = record
         return found

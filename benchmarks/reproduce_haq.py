@@ -42,6 +42,7 @@ from rich.console import Console
 from haq_env.data import Dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.cache import EvaluationCache
+from haq_env.files import replace_file
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import (
     BLOCKS,
@@ -144,8 +145,8 @@ def finished(settings: Settings) -> dict[Job, Result]:
 
 def same_protocol(settings: Settings, protocol: Protocol) -> None:
     """Keep the settings beside the results, and refuse to mix two of them."""
-    keep_settings(settings.results / f"{settings.name}.json", asdict(protocol))
-    keep_settings(settings.out / settings.name / "protocol.json", asdict(protocol))
+    published = settings.results / f"{settings.name}.json"
+    keep_settings(asdict(protocol), published, settings.out / settings.name / "protocol.json")
 
 
 def fill(settings: Settings, data: Dataset, protocol: Protocol, console: Console) -> bool:
@@ -201,9 +202,7 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     shown = {row.network for row in rows.values()}
     parts += [network_section(board, name, blocks) for name in networks if name in shown]
     text = path.with_suffix(".md")
-    scratch = text.with_suffix(f".{os.getpid()}.part")
-    scratch.write_text("\n".join(parts), encoding="utf-8")
-    scratch.replace(text)
+    replace_file(text, "\n".join(parts))
     return text
 
 
@@ -226,8 +225,8 @@ def main() -> None:
         print("stopped: call it again to go on; all that was measured is kept", file=sys.stderr)
         sys.exit(130)
     text = path.read_text(encoding="utf-8")
-    gains = text[text.index("## Gains") : text.index("\n## ", text.index("## Claims"))]
-    print(gains)
+    networks = text.find("\n## ", text.index("## Claims"))  # none before anything has been run
+    print(text[text.index("## Gains") : networks if networks >= 0 else None])
     print(f"Written: {path}, rows in {path.with_suffix('.csv').name} beside it")
     sys.exit(0 if done else 3)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from haq_env.errors import InputError
+from haq_env.files import replace_file, writing
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -24,30 +24,30 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, record: dict[str, Any]) -> None:
     """Write an object as JSON; nobody ever sees half of it."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-        scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+    replace_file(path, json.dumps(record, indent=1) + "\n")
 
 
-def keep_settings(path: Path, about: dict[str, Any]) -> None:
+def keep_settings(about: dict[str, Any], *paths: Path) -> None:
     """Write settings beside results, or see that they are those of the results that are there.
+
+    Nothing is written if one of the files differs.
 
     Raises:
         InputError: what is there was made with others.
     """
-    if not path.exists():
-        write(path, about)
-    known = read(path)
-    for name, value in json.loads(json.dumps(about)).items():
-        if known.get(name) != value:
-            raise InputError(
-                f"{path} is of another run: {name} was {known.get(name)!r} and is now {value!r}. "
-                "Give the same settings, or another --out and --results."
-            )
+    for path in paths:
+        known = read(path) if path.exists() else about
+        for name, value in json.loads(json.dumps(about)).items():
+            if json.loads(json.dumps(known.get(name))) != value:
+                raise InputError(
+                    f"{path} is of another run: {name} was {known.get(name)!r} and is now "
+                    f"{value!r}. Give the same settings, or another --out and --results."
+                )
+    for path in paths:
+        if not path.exists():
+            write(path, about)
 
 
 def weights_digest(path: Path) -> str:

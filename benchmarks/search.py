@@ -51,9 +51,11 @@ def run(settings: Settings, seed: int) -> tuple[dict[str, Any], float]:
         command = [sys.executable, str(ROOT / "train_agent.py"), "--resume"]
         command += ["--env", settings.env, "--algo", settings.algo, "--seed", str(seed)]
         command += ["--episodes", str(settings.episodes), "--out", str(folder)]
+        resumed = (folder / "episodes.csv").exists()  # then only a part of it is timed
         start = time.perf_counter()
         subprocess.run(command, check=True)
-        clock.write_text(f"{time.perf_counter() - start:.1f}\n", encoding="utf-8")
+        seconds = float("nan") if resumed else time.perf_counter() - start
+        clock.write_text(f"{seconds:.1f}\n", encoding="utf-8")
     record = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
     return record, float(clock.read_text(encoding="utf-8"))
 

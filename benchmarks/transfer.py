@@ -3,7 +3,7 @@
     python benchmarks/transfer.py [--seeds 0 1 2] [--episodes 300] [--out runs/transfer]
 
 Agents learn on MobileNet-V1 and the edge accelerator (the embedded task). Each then decides once on
-tasks it has never seen: MobileNet-V2 (HAQ's claim, SEARCH_METHODS.md section 1.13), another device,
+tasks it has never seen: MobileNet-V2 (HAQ's claim), another device,
 another budget. Beside it: the uniform policy of equal cost, and what an agent of the same kind does
 that has learned nothing, since a residual one starts from a good table. Accuracies are those of the
 reward and, for seed 0, of the final finetuning on test images. Writes
@@ -17,7 +17,6 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,11 @@ def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
     if not (folder / "settings.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         env = make_env(id, cache=settings.out / "cache.sqlite")
-        search_with_agent(env, algorithm, settings.episodes, seed, folder=folder, resume=True)
+        history = search_with_agent(
+            env, algorithm, settings.episodes, seed, folder=folder, resume=True
+        )
+        if len(history) <= settings.episodes:  # it answers Ctrl-C with what was found until then
+            raise KeyboardInterrupt
         record = {"env": id, "algo": algorithm, "seed": seed, "episodes": settings.episodes}
         (folder / "settings.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     return folder
@@ -74,9 +77,10 @@ def main() -> None:
     import torch
 
     from haq_env.agents.algorithms import make_agent
-    from haq_env.agents.session import PACKAGES, finish, make_env
+    from haq_env.agents.session import finish, make_env
     from haq_env.agents.transfer import Source, apply_agent, decide
     from haq_env.evaluation.recipe import FINAL
+    from haq_env.versions import versions_line
 
     settings = tyro.cli(Settings)
     torch.set_num_threads(1)
@@ -111,8 +115,7 @@ def main() -> None:
         f"{'NOT MET' if failed else 'met'}: every transferred residual agent beats uniform bits on "
         "MobileNet-V2, without an evaluation there"
     )
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    console.print(f"top-1, %; {settings.episodes} episodes on the first task; {versions}")
+    console.print(f"top-1, %; {settings.episodes} episodes on the first task; {versions_line()}")
     RESULTS.mkdir(exist_ok=True)
     head = "# Transfer\n\n`python benchmarks/transfer.py`\n\n```\n"
     text = head + console.export_text() + "```\n"

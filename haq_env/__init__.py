@@ -6,12 +6,83 @@ when they are first needed.
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from gymnasium import register
 
+if TYPE_CHECKING:
+    from haq_env.agents.methods import search_method
+    from haq_env.agents.run import search_with_agent
+    from haq_env.cost import CostTable
+    from haq_env.data import Dataset, Split
+    from haq_env.env import QuantizationEnv
+    from haq_env.errors import InputError
+    from haq_env.evaluation import Evaluation, Evaluator, Recipe
+    from haq_env.layers import Layer, LayerTable
+    from haq_env.networks import load_layers, load_network
+    from haq_env.policy import Policy
+    from haq_env.quantization.frozen import load_quantized
+    from haq_env.residual import ResidualEnv
+    from haq_env.search import SEARCH
+    from haq_env.search.history import History, begin, measure
+    from haq_env.task import Task, make_task
+
 __version__ = "0.1.0"
-__all__ = ["ENVIRONMENTS", "QuantizationEnv", "Task", "__version__", "make_task"]
+__all__ = [
+    "ENVIRONMENTS",
+    "SEARCH",
+    "CostTable",
+    "Dataset",
+    "Evaluation",
+    "Evaluator",
+    "History",
+    "InputError",
+    "Layer",
+    "LayerTable",
+    "Policy",
+    "QuantizationEnv",
+    "Recipe",
+    "ResidualEnv",
+    "Split",
+    "Task",
+    "__version__",
+    "begin",
+    "load_layers",
+    "load_network",
+    "load_quantized",
+    "make_task",
+    "measure",
+    "search_method",
+    "search_with_agent",
+]
+
+# Where the public names live: they are imported when they are first asked for.
+_HOMES = {
+    "SEARCH": "search",
+    "CostTable": "cost",
+    "Dataset": "data",
+    "Evaluation": "evaluation",
+    "Evaluator": "evaluation",
+    "History": "search.history",
+    "InputError": "errors",
+    "Layer": "layers",
+    "LayerTable": "layers",
+    "Policy": "policy",
+    "QuantizationEnv": "env",
+    "Recipe": "evaluation",
+    "ResidualEnv": "residual",
+    "Split": "data",
+    "Task": "task",
+    "begin": "search.history",
+    "load_layers": "networks",
+    "load_network": "networks",
+    "load_quantized": "quantization.frozen",
+    "make_task": "task",
+    "measure": "search.history",
+    "search_method": "agents.methods",
+    "search_with_agent": "agents.run",
+}
 
 # One line for each environment: what differs from the arguments' defaults.
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
@@ -39,12 +110,10 @@ for _name, _settings in ENVIRONMENTS.items():
 
 
 def __getattr__(name: str) -> Any:
-    if name == "QuantizationEnv":
-        from haq_env.env import QuantizationEnv
-
-        return QuantizationEnv
-    if name in ("Task", "make_task"):
-        from haq_env import task
-
-        return getattr(task, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"haq_env.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

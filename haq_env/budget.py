@@ -15,6 +15,7 @@ from haq_env.errors import InputError
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
 from haq_env.space import BitSpace
 
+ROUNDING = 1e-12  # relative; sums in another order may exceed a limit by so much
 _CHUNK = 1024  # policies that are projected at once, so that they stay in the cache
 _NAMED = re.compile(r"w([1-8])a([1-8])")
 
@@ -78,7 +79,7 @@ class Budget:
             limit = _share(budget) * reference
         result = cls(metric, limit, reference, table, space, fill_up, named)
         smallest = float(table.cost(result._cheapest, metric))
-        if smallest > limit * (1 + 1e-12):
+        if smallest > limit * (1 + ROUNDING):
             needs = np.ceil(smallest / reference * 1e4) / 1e4
             raise InputError(
                 f"budget {budget!r} cannot be reached: it allows {limit / reference:.4f} of the "
@@ -176,7 +177,7 @@ class Budget:
 
     def _inside(self, cost: Grid) -> NDArray[np.bool_]:
         # Sums in another order differ in the last digits; that must not exclude a named budget.
-        return np.asarray(cost <= self.limit * (1 + 1e-12))
+        return np.asarray(cost <= self.limit * (1 + ROUNDING))
 
     def _lowered(self, asked: Bits) -> Bits:
         """Take bits away in HAQ's order until the cost fits.
@@ -213,7 +214,7 @@ class Budget:
         slots = np.full(flat.shape[1:], -1)
         slots[layer, side] = order = np.arange(len(layer))
         rows = np.arange(len(flat))
-        slack = self.limit * (1 + 1e-12) - self.cost(flat)
+        slack = self.limit * (1 + ROUNDING) - self.cost(flat)
         highest = self.space.highest
         prices = [self._price(flat, *step, highest) for step in self.space.steps]
         price = np.stack(prices, axis=1)

@@ -116,7 +116,7 @@ def convert(source: str | Path, target: str | Path, form: str | None = None) -> 
         InputError: the source cannot be read, the form is unknown or missing, or the target cannot
             be written.
     """
-    from haq_env.report.terminal import writing
+    from haq_env.files import replace_file
 
     source, target = Path(source), Path(target)
     if form is not None and form not in FORMATS:
@@ -134,10 +134,7 @@ def convert(source: str | Path, target: str | Path, form: str | None = None) -> 
         content = FORMATS[form](policy).encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"{source}: the name of a layer is no text: {error}.") from error
-    scratch = target.with_name(target.name + ".part")
-    with writing(target):
-        scratch.write_bytes(content)
-        scratch.replace(target)
+    replace_file(target, content)
     return target
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from haq_env.errors import InputError
+from haq_env.files import replace_file
 
 MIN_BITS, MAX_BITS = 1, 8
 WEIGHT, ACTIVATION = 0, 1  # the two sides of a layer: last axis of every bits array
@@ -96,13 +97,8 @@ class Policy:
             for name, w, a in zip(self.names, self.w_bits, self.a_bits, strict=True)
         ]
         path = Path(path)
-        scratch = path.with_name(path.name + ".part")
         text = json.dumps({"schema": SCHEMA, "layers": layers} | self.record, indent=1)
-        try:
-            scratch.write_text(text + "\n", encoding="utf-8")
-            scratch.replace(path)
-        except OSError as error:
-            raise InputError(f"cannot write the policy file {path}: {error.strerror}.") from error
+        replace_file(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | Path, names: Sequence[str] | None = None) -> Policy:

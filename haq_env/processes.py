@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+
+
+def prepare_worker() -> None:
+    """Make this worker end with the process that started it, and only then: an initializer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that waits, too
+    end_with_parent()
 
 
 def end_with_parent() -> None:

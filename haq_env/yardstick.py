@@ -1,7 +1,7 @@
 """A task of full size without a network to train: what a search finds, held against the optimum.
 
 Costs are those of a simulator, the objective adds up over tensors, and so an integer program knows
-the best policy (SEARCH_METHODS.md section 9.2). It says nothing about noise and interactions.
+the best policy. It says nothing about noise and interactions.
 """
 
 from __future__ import annotations

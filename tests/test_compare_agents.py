@@ -59,6 +59,33 @@ def test_a_finished_run_is_not_run_again(small):
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
+def test_published_runs_are_not_mixed_with_runs_of_another_length(small):
+    path = small / "results" / "yardstick.csv"
+    before = path.read_bytes()
+    for argv in (["--report-only"], []):
+        done = compare(small, *SMALL[:-4], "--evaluations", "9", *argv)
+        assert done.returncode == 2
+        assert "has runs of 12 evaluations, not 9" in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_table_that_is_filled_piece_by_piece_can_be_reported_at_any_time(tmp_path):
+    argv = ["--tasks", "yardstick", "--evaluations", "6", "--jobs", "1"]
+    for method, seed in (("random", "0"), ("annealing", "1")):
+        done = compare(tmp_path, *argv, "--methods", method, "--seeds", seed)
+        assert done.returncode == 0, done.stderr
+    text = (tmp_path / "results" / "README.md").read_text()
+    assert "| annealing | 1 of 2 tasks |" in text
+    assert "there is nothing to draw" in text
+
+
+@pytest.mark.parametrize("option", ["--jobs", "--evaluations"])
+def test_numbers_that_make_no_sense_are_one_line(tmp_path, option):
+    done = compare(tmp_path, *SMALL, option, "0")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {option[2:]} must be 1 or more, not 0.\n"
+
+
 def test_what_is_published_counts_as_run_on_a_machine_that_never_ran_it(small, tmp_path):
     (tmp_path / "results").mkdir()
     text = (small / "results" / "yardstick.csv").read_bytes()

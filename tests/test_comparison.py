@@ -215,6 +215,21 @@ def test_runs_survive_a_file_exactly(tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_runs_that_cannot_be_written_leave_those_that_were(tmp_path, monkeypatch):
+    path = tmp_path / "runs.csv"
+    write_csv([Run("task", "random", 0, np.array([1.0, 2.0]))], path)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_csv([Run("task", "random", 0, np.array([1.0, 2.0, 3.0]))], path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_the_file_has_one_short_line_for_each_run(tmp_path):
     curve = np.repeat([70.9, 85.8], [3, 297])
     path = write_csv([Run("edge", "x", 1, curve, seconds=2.5)], tmp_path / "runs.csv")

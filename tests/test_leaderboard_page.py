@@ -134,6 +134,29 @@ def test_an_entry_that_has_not_run_on_all_tracks_has_no_place(verified):
     assert (row.entry, row.tracks, row.at) == ("mine", (1, 3), {})
 
 
+def test_seeds_that_somebody_has_chosen_give_no_place(verified):
+    def only(seeds) -> Verified:
+        runs = tuple(
+            replace(run, cell=replace(run.cell, method="chosen"))
+            for run in verified.runs
+            if run.cell.method == "evolution" and run.cell.seed in seeds
+        )
+        return replace(verified, name="other", runs=runs)
+
+    for seeds in ({2}, {0}, {1, 2, 3}, {0, 1, 3}):
+        (row,) = (r for r in Standings([verified, only(seeds)]).rows if r.entry == "chosen")
+        assert not row.at
+    (row,) = (r for r in Standings([verified, only({0, 1, 2, 3})]).rows if r.entry == "chosen")
+    assert row.at
+
+
+def test_trials_do_not_push_whole_runs_down(verified):
+    trials = [made((f"trial-{n}",), f"trial-{n}", budget=30) for n in range(4)]
+    found = Standings([verified, *trials], repetitions=50)
+    assert found.main == 100
+    assert {row.entry for row in found.rows[:3]} == {"random", "evolution", "sac"}
+
+
 def test_running_for_longer_gives_no_place(verified):
     lazy = made(("lazy",), "lazy", budget=400, gain=1.0)
     runs = tuple(replace(run, steps=run.steps[:1], evaluations=1) for run in lazy.runs)

@@ -283,10 +283,10 @@ def test_short_integers_do_not_overflow_in_a_budget():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: replace(t, names=t.names[::-1]), "not in this order, the 28 layers"),
+        (lambda t: replace(t, names=t.names[::-1]), "order differ from the 28 layers"),
         (
             lambda t: replace(t, names=t.names[:-1], values={"latency": t.values["latency"][:-1]}),
-            "has priced 27 layers",
+            "the cost table has 27 layers",
         ),
         (lambda t: dict(t.values), "must return a haq_env.cost.CostTable, not dict"),
         (lambda t: replace(t, values={"latency": "fast"}), "is no array of numbers"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.policy import uniform
@@ -258,8 +259,8 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_in_the_same_rows(unbroken, t
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_an_interrupted_agent_is_no_finished_search(modules):
-    haq_cells, _, _ = modules
+@pytest.mark.parametrize("method", ["haq-ddpg", "residual-ppo", "random"])
+def test_an_interrupted_search_is_no_finished_one(method):
     task = yardstick(0)
 
     class Interrupted:
@@ -272,7 +273,7 @@ def test_an_interrupted_agent_is_no_finished_search(modules):
             return Evaluation(50.0)
 
     with pytest.raises(KeyboardInterrupt):
-        haq_cells.searched(replace(task, evaluator=Interrupted()), "haq-ddpg", 12, 0)
+        search_method(method)(replace(task, evaluator=Interrupted()), 12, 0)
 
 
 def test_published_rows_count_as_run_until_the_weights_are_others(modules, tmp_path):

@@ -212,7 +212,7 @@ def test_a_recipe_out_of_range_is_refused(change, message):
 
 
 def test_a_training_that_comes_apart_says_so(tmp_path):
-    with pytest.raises(InputError, match=r"came apart in epoch 1 .*smaller learning_rate"):
+    with pytest.raises(InputError, match=r"diverged in epoch 1 .*smaller learning_rate"):
         brief(tmp_path / "v2.safetensors", replace(BRIEF, learning_rate=1e30))
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".state", ".safetensors")]
     with pytest.raises(InputError, match="897 training images, fewer than a batch of 1000"):

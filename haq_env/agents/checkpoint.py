@@ -7,6 +7,7 @@ plain numbers only, read back without pickle's power to run code (``weights_only
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from haq_env.errors import InputError
+from haq_env.files import replace_file
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -43,9 +45,9 @@ def save_agent(agent: BaseAlgorithm, path: Path) -> None:
         used = buffer.buffer_size if buffer.full else buffer.pos
         state["memory"] = {name: torch.from_numpy(getattr(buffer, name)[:used]) for name in _MEMORY}
         state["memory_position"] = (int(buffer.pos), bool(buffer.full))
-    scratch = path.with_name(path.name + ".part")
-    torch.save(state, scratch)
-    scratch.replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    replace_file(path, content.getvalue())
 
 
 def load_agent(agent: BaseAlgorithm, path: Path) -> int:

@@ -44,12 +44,16 @@ def search_method(name: str) -> Search:
         from haq_env.env import QuantizationEnv
         from haq_env.residual import ResidualEnv
 
-        if not residual:
-            env = QuantizationEnv(task, actions=ALGORITHMS[algorithm].actions)
-            return search_with_agent(env, algorithm, evaluations - 1, seed)
-        corrected = ResidualEnv(task)
-        history = search_with_agent(corrected, algorithm, evaluations - 1, seed)
-        history.charge = Charge(corrected.charge_seconds, corrected.charge)
+        env = (
+            ResidualEnv(task)
+            if residual
+            else QuantizationEnv(task, actions=ALGORITHMS[algorithm].actions)
+        )
+        history = search_with_agent(env, algorithm, evaluations - 1, seed)
+        if len(history) < evaluations:  # it answers Ctrl-C with what was found until then
+            raise KeyboardInterrupt
+        if isinstance(env, ResidualEnv):
+            history.charge = Charge(env.charge_seconds, env.charge)
         return history
 
     return agent

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import json
-import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-import haq_env
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.files import replace_file
 from haq_env.policy import Bits
 from haq_env.report.tables import Row
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
+from haq_env.versions import versions
 
 NETWORK = "network.safetensors"
 _FILES = ("episodes.csv", "agent.pt", "policy.json", NETWORK)  # what a run must not lose
 _LISTED = "`haq-env envs` lists the environments."
-PACKAGES = ("haq-env", "gymnasium", "stable-baselines3", "torch", "torchvision", "numpy")
 
 
 def make_env(id: str, **settings: Any) -> QuantizationEnv:
@@ -82,9 +80,7 @@ def open_folder(
         return
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    replace_file(path, text)
 
 
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
@@ -169,6 +165,7 @@ def finish(
         results.append(evaluator.final(bits, recipe, seed))
         if network is not None and seed == seeds[0]:
             about = {**task.settings, "accuracy": results[0], "finetune_seed": seed}
+            network.unlink(missing_ok=True)  # it may be of an earlier policy
             try:
                 save_quantized(network, evaluator.bench.network, about)
             except InputError as error:  # the policy is what must not be lost
@@ -187,17 +184,6 @@ def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[Row]:
         accuracies = {part: final.mean_and_error(part) for part in ("val", "test")}
         table.append(Row(name, accuracies, task.all_costs(bits)))
     return table
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides a result."""
-    found = {"haq-env": haq_env.__version__}  # a plain clone that nobody installed has no metadata
-    for name in PACKAGES[1:]:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found | {"python": platform.python_version()}
 
 
 def save_policy(

@@ -1,8 +1,8 @@
 """An agent that has learned on one network, device or budget, on another one.
 
 HAQ claims that an agent trained on MobileNet-V1 gives a good policy for MobileNet-V2 without any
-search there (SEARCH_METHODS.md section 1.13). What an agent carries over are its networks and the
-scales on which it has seen layers; its memory and its optimizers stay behind.
+search there (Wang et al., CVPR 2019, section 4.1). What an agent carries over are its networks and
+the scales on which it has seen layers; its memory and its optimizers stay behind.
 """
 
 from __future__ import annotations

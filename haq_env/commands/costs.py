@@ -10,8 +10,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from haq_env.errors import InputError
+from haq_env.files import writing
 from haq_env.options import BitChoice, Build, Machine, Network, OptionalPath
-from haq_env.report.terminal import columns, show, write, writing
+from haq_env.report.terminal import columns, show, write
 
 
 @dataclass(frozen=True)

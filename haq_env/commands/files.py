@@ -8,8 +8,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from haq_env.files import writing
 from haq_env.options import Network, OptionalInt
-from haq_env.report.terminal import write, writing
+from haq_env.report.terminal import write
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Split:
             InputError: there are not so many, or the count is below 1.
         """
         if not 1 <= count <= len(self):
-            raise InputError(f"there are 1 to {len(self):,} images to be had, not {count:,}.")
+            raise InputError(f"count must be 1 to {len(self):,}, not {count:,}.")
         return Split(self.images[:count], self.labels[:count])
 
 

@@ -15,7 +15,7 @@ class AdditiveEvaluator:
     """Accuracy from a loss that is a sum over tensors: scale x 4^-bits each.
 
     The mean squared error of a uniform quantizer falls by four with every bit, and to second
-    order the loss is linear in it (QUANTIZERS.md section 7). Accuracy is
+    order the loss is linear in it. Accuracy is
     100 exp(-rate x loss / reference), without noise.
 
     Args:

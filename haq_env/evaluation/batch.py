@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from haq_env.errors import InputError
 from haq_env.policy import Bits
-from haq_env.processes import end_with_parent
+from haq_env.processes import prepare_worker
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -140,8 +139,7 @@ def _prepare(content: bytes, started: Event) -> None:
     # unpacked at the first policy: an error here would end the worker without being told
     global _content
     _content = content
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the process that waits, too
-    end_with_parent()
+    prepare_worker()
     started.set()
 
 

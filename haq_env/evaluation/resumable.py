@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -17,6 +16,7 @@ import torch
 from haq_env.data import Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.training import Epoch, Precision, Trainer, Training
+from haq_env.files import replace_file, writing
 from haq_env.networks import NETWORKS, load_network
 from haq_env.networks.checkpoint import read_metadata, save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
@@ -231,13 +231,6 @@ def _save_curve(trainer: Trainer, files: Files) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that at any moment there is the old one or the new one."""
-    scratch = path.with_name(path.name + ".part")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+    replace_file(path, content)

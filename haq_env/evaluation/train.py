@@ -85,7 +85,7 @@ def train_float(
     check_fits(module, data, images["train"].batch(slice(0, 1)))
     loss = finetune(module, images["train"], recipe, seed)
     if not math.isfinite(loss):
-        raise InputError(f"the training came apart (loss {loss}): take a smaller learning rate.")
+        raise InputError(f"the training diverged (loss {loss}): take a smaller learning rate.")
     about = {
         "network": network,
         "dataset": dataset_name(dataset),

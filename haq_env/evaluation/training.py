@@ -182,7 +182,7 @@ class Trainer:
         loss, right = (totals / (self.steps * training.batch_size)).tolist()
         if not math.isfinite(loss):
             raise InputError(
-                f"the training came apart in epoch {number + 1} (loss {loss}): begin again with a "
+                f"the training diverged in epoch {number + 1} (loss {loss}): begin again with a "
                 "smaller learning_rate."
             )
         val = accuracy(self.result, self._held_out)

@@ -49,8 +49,8 @@ def cost_table(
         )
     if costs.names != layers.names:
         raise InputError(
-            f"hardware {costs.hardware!r} has priced {len(costs.names)} layers that are not, or not"
-            f" in this order, the {len(layers)} layers of network {layers.network!r}."
+            f"hardware {costs.hardware!r}: the cost table has {len(costs.names)} layers, and names "
+            f"or order differ from the {len(layers)} layers of network {layers.network!r}."
         )
     return costs
 

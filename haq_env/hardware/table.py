@@ -9,6 +9,7 @@ from pathlib import Path
 
 from haq_env.cost import CostTable
 from haq_env.errors import InputError
+from haq_env.files import replace_file
 from haq_env.hardware.cells import COLUMNS, Sheet
 from haq_env.hardware.lint import lint_table
 from haq_env.hardware.size import counted_costs, float_bytes
@@ -63,9 +64,7 @@ def write_table(path: str | Path, table: CostTable) -> None:
                 cells = ["" if grid is None else _exact(grid[index, w, a]) for grid in grids]
                 writer.writerow([index, name, w + 1, a + 1, *cells])
     path = Path(path)
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(text.getvalue(), encoding="utf-8")
-    scratch.replace(path)
+    replace_file(path, text.getvalue())
 
 
 def read_table(path: str | Path, layers: LayerTable) -> CostTable:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 
 from haq_env.errors import InputError
 from haq_env.leaderboard.protocol import SEEDS, Outcome, find_track
+from haq_env.versions import versions
 
 MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
 SUBMISSIONS = Path("benchmarks/submissions")
@@ -81,7 +82,7 @@ class Submit:
             environment_changed=self.environment_changed,
             hardware=f"{platform.machine()}, {os.cpu_count()} processors",
             seconds=3600 * self.hours,
-            versions=_versions(),
+            versions=versions(*PACKAGES),
         )
         submission = write_submission(self.out, manifest, outcomes)
         console.print(f"Written: {self.out}, {len(submission.claims)} runs.", highlight=False)
@@ -136,7 +137,8 @@ class Verify:
         except InputError as error:
             say(f"refused: {folder}: {error}")
             if not read_only and not folder.is_symlink():  # what it brought must not be believed
-                (folder / FILE).unlink(missing_ok=True)
+                with suppress(OSError):  # a file, or a folder of somebody else
+                    (folder / FILE).unlink(missing_ok=True)
             return 1
         choice = Choice(self.sample, self.seed, not self.scores_only, self.cache, self.jobs)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -176,6 +178,7 @@ class Report:
 
     def run(self, console: Console) -> int:
         """Write the files."""
+        from haq_env.files import writing
         from haq_env.leaderboard.curves import curves
         from haq_env.leaderboard.page import write_page
         from haq_env.leaderboard.standings import Standings
@@ -184,7 +187,6 @@ class Report:
         from haq_env.leaderboard.verified import FILE, Verified, load_all
         from haq_env.leaderboard.verify import check_published
         from haq_env.report.runs import write_csv
-        from haq_env.report.terminal import writing
 
         folders = submissions(self.folders)
         verified = load_all(folders)
@@ -236,14 +238,4 @@ def submissions(folders: Sequence[Path]) -> list[Path]:
     found = list(folders) or sorted(path for path in SUBMISSIONS.glob("*") if path.is_dir())
     if not found:
         raise InputError(f"there is no submission in {SUBMISSIONS}: name a folder.")
-    return found
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

@@ -12,7 +12,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard.protocol import FRESH_SEEDS, Step, find_track
 from haq_env.policy import Bits
-from haq_env.processes import end_with_parent
+from haq_env.processes import prepare_worker
 from haq_env.task import Task
 
 
@@ -69,7 +69,7 @@ def measure_all(
 
     context = multiprocessing.get_context("spawn")
     # in the order of tracks, or each process would load all networks at once
-    with ProcessPoolExecutor(jobs, context, initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=prepare_worker) as pool:
         try:
             yield from pool.map(_measure, questions, [cache] * len(questions), chunksize=4)
         except BrokenProcessPool as error:

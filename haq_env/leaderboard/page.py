@@ -13,13 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from haq_env.files import replace_file
 from haq_env.leaderboard.charts import page_data
 from haq_env.leaderboard.protocol import VERSION
 from haq_env.leaderboard.standings import BASELINE, Standing, Standings
 from haq_env.leaderboard.verified import Verified
 from haq_env.report.comparison_tables import plain
 from haq_env.report.estimates import Estimate
-from haq_env.report.terminal import writing
 from haq_env.report.units import DASH
 
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
@@ -40,10 +40,7 @@ def write_page(
     """
     path = Path(path)
     text = page(submissions, Standings(submissions) if standings is None else standings)
-    scratch = path.with_name(path.name + ".part")
-    with writing(path):
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+    replace_file(path, text)
     return path
 
 

@@ -20,6 +20,7 @@ VERSION = 1  # of the protocol: raised when numbers of two versions cannot be co
 SEEDS = range(10)  # of published runs
 TUNING_SEEDS = 100  # settings are tuned on seeds from here on only
 CHECKPOINTS = (50, 100, 200, 400)  # evaluations after which a run's best policy counts
+FEWEST_SEEDS = 5  # that a place takes, where anybody has run so many
 MOST_EVALUATIONS = 1000  # of a run
 FRESH_SEEDS = (1000, 1001, 1002)  # of the finetuning that scores a policy on test images
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.protocol import SEEDS, checkpoints
+from haq_env.leaderboard.protocol import CHECKPOINTS, FEWEST_SEEDS, SEEDS, checkpoints
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
 from haq_env.report import estimates
 from haq_env.report.estimates import Array, Estimate
@@ -116,6 +116,10 @@ class Standings:
         ours = (BASELINE, f"{BASELINE} ({OWN})")  # the latter where others have a `random` too
         self._baseline = next((name for name in ours if name in self.entries), None)
         every = [run for runs in self.entries.values() for run in runs]
+        self._seeds: dict[tuple[str, str], set[int]] = {}
+        for name, runs in self.entries.items():
+            for run in runs:
+                self._seeds.setdefault((name, run.cell.track), set()).add(run.cell.seed)
         found = {track: self._anchor(track) for track in sorted({r.cell.track for r in every})}
         self.anchors = {track: anchor for track, anchor in found.items() if anchor.gain > 0}
         self.unscored = tuple(track for track in found if track not in self.anchors)
@@ -124,7 +128,8 @@ class Standings:
     def scores(self, entry: str, count: int) -> list[Array] | None:
         """Return the scores of an entry after so many evaluations: [seeds] of each scored track.
 
-        None if it has not run on all of them, or one of its runs not for so long.
+        None if it has not run on all of them with the seeds that a place takes, or one of its runs
+        not for so long.
         """
         found = []
         for track, anchor in self.anchors.items():
@@ -132,8 +137,15 @@ class Standings:
             # all runs or none: who goes on with lucky seeds only must not gain by it
             if not own or any(count not in checkpoints(r.cell.evaluations) for r in own):
                 return None
+            if not self._fair({run.cell.seed for run in own}):
+                return None
             found.append(np.array([anchor.score(run.best_after(count)) for run in own]))
         return found or None
+
+    def _fair(self, seeds: set[int]) -> bool:
+        """Say whether seeds are the first ones, and enough of them to be nobody's choice."""
+        most = max(len(own) for own in self._seeds.values())
+        return seeds == set(range(len(seeds))) and len(seeds) >= min(FEWEST_SEEDS, most)
 
     def counts(self, entry: str) -> list[int]:
         """Return the checkpoints that an entry has reached on all scored tracks."""
@@ -177,6 +189,8 @@ class Standings:
         The last that anybody reaches would give the first place to whoever runs longest.
         """
         every = sorted({count for counts in reached for count in counts})
+        # trials end anywhere; one that is no checkpoint ranks only where there is nothing else
+        every = [count for count in every if count in CHECKPOINTS] or every
         common = [n for n in every if 2 * sum(n in counts for counts in reached) >= len(reached)]
         return max(common or every, default=0)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from haq_env.errors import InputError
+from haq_env.files import writing
 from haq_env.leaderboard.protocol import (
     MOST_EVALUATIONS,
     SEEDS,
@@ -26,7 +27,6 @@ from haq_env.leaderboard.protocol import (
     find_track,
 )
 from haq_env.leaderboard.untrusted import Fields, parse, read_text
-from haq_env.report.terminal import writing
 from haq_env.task import Task
 
 MANIFEST, RUNS = "manifest.json", "runs.jsonl"

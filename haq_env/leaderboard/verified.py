@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from haq_env.errors import InputError
+from haq_env.files import replace_file
 from haq_env.leaderboard.protocol import (
     FRESH_SEEDS,
     MOST_EVALUATIONS,
@@ -20,7 +21,6 @@ from haq_env.leaderboard.protocol import (
 )
 from haq_env.leaderboard.submission import CODE, METHOD, MOST_LAYERS, MOST_RUNS
 from haq_env.leaderboard.untrusted import Fields, parse, read_text
-from haq_env.report.terminal import writing
 
 FILE = "verified.json"
 MOST_BYTES = 40_000_000
@@ -158,13 +158,7 @@ class Verified:
         ]
         lines = [f' "{key}": {json.dumps(value)}' for key, value in head.items()]
         lines += [f' "policies": [{_lines(policies)}]', f' "runs": [{_lines(runs)}]']
-        scratch = path.with_name(path.name + ".part")
-        with writing(path):
-            # others write into this folder: a link that waits here must not be written through
-            scratch.unlink(missing_ok=True)
-            with scratch.open("x", encoding="utf-8") as file:
-                file.write("{\n" + ",\n".join(lines) + "\n}\n")
-            scratch.replace(path)
+        replace_file(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Verified:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.report.terminal import writing
+from haq_env.files import replace_file, writing
 
 FLOAT, EIGHT, UNIFORM = "float", "8 bits", "uniform"
 
@@ -253,11 +252,9 @@ def write_results(results: Iterable[Result], path: Path) -> None:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(to_record(each) for each in sorted(results, key=lambda each: each.key))
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text.getvalue(), encoding="utf-8")
-        scratch.replace(path)
+    replace_file(path, text.getvalue())
 
 
 def read_results(path: Path) -> list[Result]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from haq_env.errors import InputError
+from haq_env.files import replace_file
 from haq_env.report.estimates import Array
-from haq_env.report.terminal import writing
 
 LONGEST = 1_000_000  # evaluations of one run, so that a damaged number does not fill the memory
 
@@ -115,20 +115,21 @@ def write_csv(runs: Sequence[Run], path: str | Path) -> Path:
     """
     path = Path(path)
     check_unique(runs)
-    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_HEAD)
-        for run in sorted(runs, key=lambda run: (run.task, run.method, run.seed)):
-            curve = run.best_so_far
-            changes = [0, *(np.flatnonzero(np.diff(curve)) + 1)]
-            writer.writerow(
-                [
-                    *(run.task, run.method, run.seed, float(run.charge)),
-                    "" if run.seconds is None else float(run.seconds),
-                    *(run.hits, len(curve)),
-                    " ".join(f"{index + 1}:{float(curve[index])!r}" for index in changes),
-                ]
-            )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HEAD)
+    for run in sorted(runs, key=lambda run: (run.task, run.method, run.seed)):
+        curve = run.best_so_far
+        changes = [0, *(np.flatnonzero(np.diff(curve)) + 1)]
+        writer.writerow(
+            [
+                *(run.task, run.method, run.seed, float(run.charge)),
+                "" if run.seconds is None else float(run.seconds),
+                *(run.hits, len(curve)),
+                " ".join(f"{index + 1}:{float(curve[index])!r}" for index in changes),
+            ]
+        )
+    replace_file(path, text.getvalue())
     return path
 
 

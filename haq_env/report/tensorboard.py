@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from haq_env.errors import InputError
+from haq_env.files import writing
 from haq_env.report.runs import Run, check_unique
-from haq_env.report.terminal import writing
 
 TAG = "best_so_far"
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -68,12 +65,3 @@ def lenient() -> None:
 def silence() -> None:
     """Send what stdout still holds nowhere: Python flushes at exit, which would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the failure to write a file into an InputError."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error

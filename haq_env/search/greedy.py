@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from haq_env.budget import ROUNDING
 from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS, Bits
@@ -15,7 +16,6 @@ from haq_env.search.history import History, Trial, begin, measure
 from haq_env.search.sensitivity import from_table
 from haq_env.task import Task
 
-ROUNDING = 1e-12  # relative; a sum of costs may exceed the limit by so much, as in the budget
 _WIDTHS = np.arange(MAX_BITS)
 
 

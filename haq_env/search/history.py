@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from haq_env.errors import InputError
+from haq_env.files import writing
 from haq_env.policy import ACTIVATION, WEIGHT, Bits
 from haq_env.task import Task
 
@@ -81,7 +82,7 @@ class History(Sequence[Trial]):
         """Append one trial, and write it to the file before returning."""
         if self._path is not None:
             fresh = not self._path.exists()
-            with self._path.open("a", newline="", encoding="utf-8") as file:
+            with writing(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 if fresh:
                     writer.writerow(["evaluation", *asdict(trial)])

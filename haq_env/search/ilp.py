@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
+from haq_env.budget import ROUNDING
 from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
@@ -26,7 +27,6 @@ from haq_env.search.lagrangian import improved, prices
 from haq_env.search.sensitivity import from_table
 from haq_env.task import Task
 
-ROUNDING = 1e-12  # relative; a sum of costs may exceed the limit by so much, as in the budget
 _PAIRS = MAX_BITS * MAX_BITS
 _SLACK = 1e3
 _OBJECTIVE = 1e3  # HiGHS stops at an absolute gap of 1e-6: 1e-9 of an objective of this size

@@ -11,13 +11,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from haq_env.budget import Budget
+from haq_env.budget import ROUNDING, Budget
 from haq_env.cost import Grid
 from haq_env.policy import MAX_BITS, Bits
 
 _DEAREST = 1e300
 _HALVINGS = 60
-ROUNDING = 5e-13  # relative; half of what the budget forgives, so that free bits are taken
+HALF = ROUNDING / 2  # of what the budget forgives, so that free bits are taken
 
 Choice = NDArray[np.int64]
 
@@ -38,7 +38,7 @@ def allocate(harm: Grid, budget: Budget) -> Bits:
     cost = np.where(open_pairs, budget.table.grid(budget.metric).reshape(layers, -1), np.inf)
     base = cost.min(axis=1)
     slack = budget.limit - budget.table.constant(budget.metric) - float(base.sum())
-    slack = max(slack, 0.0) + ROUNDING * budget.limit
+    slack = max(slack, 0.0) + HALF * budget.limit
     v = np.where(open_pairs, harm.reshape(layers, -1), np.inf)
     c = cost - base[:, None]
     chosen = cheapest_fitting(v, c, slack)

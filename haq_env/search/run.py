@@ -55,7 +55,11 @@ def search_with_baseline(
     found = RecordedHistory(log, progress, known)
     try:
         with recorded(found):
-            search(task, evaluations, seed)
+            returned = search(task, evaluations, seed)
+        if returned is not found:  # a method that does not use `begin`
+            for trial in returned[len(found) :]:
+                found.add(trial)
+            found.charge = returned.charge
     except KeyboardInterrupt:
         pass  # asked for: what has been found is returned
     return found

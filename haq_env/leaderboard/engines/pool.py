@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from haq_env.leaderboard.protocol import Cell, Outcome, Track
 from haq_env.leaderboard.running import run_cell
-from haq_env.processes import end_with_parent
+from haq_env.processes import prepare_worker
 
 PATIENCE = 30.0  # seconds for a worker to start before it can be ended
 
@@ -61,7 +60,7 @@ class _Worker:
     def __init__(self) -> None:
         # a fork of a process that has run torch may hang, so the worker starts from nothing
         context = multiprocessing.get_context("spawn")
-        self.executor = ProcessPoolExecutor(1, context, _prepare)
+        self.executor = ProcessPoolExecutor(1, context, prepare_worker)
         self._pid = self.executor.submit(os.getpid)
 
     def end(self) -> None:
@@ -71,8 +70,3 @@ class _Worker:
                 if child.pid == pid:
                     child.terminate()
         self.executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _prepare() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it goes to the main process, too
-    end_with_parent()

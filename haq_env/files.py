@@ -1,0 +1,50 @@
+"""Writing files so that a reader never sees half of one, and a failure is one clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from haq_env.errors import InputError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the failure to write a file into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file in one step; what was there stays if that fails.
+
+    Args:
+        path: the file; its folder must exist.
+        content: all of it; text is written as UTF-8, line ends as they are.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    if not path.name:
+        raise InputError(f"cannot write {path}: it is a folder.")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with writing(path):
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder")
+            # in a folder that others write into, a link may wait here: never written through
+            scratch.unlink(missing_ok=True)
+            with scratch.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
