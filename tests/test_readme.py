@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tyro
 
+import haq_env
 from haq_env import QuantizationEnv
 from haq_env.cli import main
 from haq_env.evaluation.cache import EvaluationCache
@@ -150,3 +151,13 @@ def test_every_file_that_is_linked_exists():
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_public_name_is_there_and_costs_nothing_before_it_is_asked_for():
+    code = (
+        "import sys, haq_env; before = 'torch' in sys.modules; "
+        "found = [getattr(haq_env, name) for name in haq_env.__all__]; "
+        "print(before, len(found), set(haq_env.__all__) <= set(dir(haq_env)))"
+    )
+    out = executed(code, ROOT)
+    assert out == f"False {len(haq_env.__all__)} True\n"
