@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from haq_env.budget import Budget
 from haq_env.cost import UNITS, CostTable
@@ -22,15 +22,15 @@ from haq_env.hardware.load import cost_table
 from haq_env.layers import LayerTable
 from haq_env.networks.bundled import find_trained
 from haq_env.policy import Bits, Policy
+from haq_env.quantization.scheme import ClipRule
 from haq_env.space import BitSpace
 
 if TYPE_CHECKING:
     from torch import nn
 
     from haq_env.evaluation.cache import EvaluationCache
-    from haq_env.quantization.scheme import ClipRule
 
-CLIPS = ("mse", "haq-kl")
+CLIPS = get_args(ClipRule)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def make_task(
         budget: share in (0, 1] of the 8-bit network's cost, or ``"w4a4"`` for that policy's cost.
         bits: smallest and largest width that may be chosen, within 1 to 8.
         quantizer: ``"linear"``, or ``"kmeans"`` for weights only.
-        clip: ``"mse"``, or ``"haq-kl"`` for HAQ's own rule.
+        clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, or ``"max"`` to clip nothing.
         evaluator: a tier (``"finetune"``, ``"ptq_bn"``), a `Recipe` or any `Evaluator`.
         seed: of the finetuning inside every evaluation.
         fill_up: spend the slack that HAQ's projection leaves.
@@ -188,8 +188,8 @@ def make_task(
     limit = Budget.of(costs, space, budget, metric, fill_up=fill_up)
     if isinstance(evaluator, str) and evaluator not in RECIPES:
         raise unknown_name("evaluator", evaluator, RECIPES)
-    tier = evaluator if isinstance(evaluator, str) else type(evaluator).__name__
     recipe = RECIPES[evaluator] if isinstance(evaluator, str) else evaluator
+    tier = recipe.name if isinstance(recipe, Recipe) else type(evaluator).__name__
     if isinstance(recipe, Recipe):
         subject = Subject(
             network=network,
@@ -228,11 +228,13 @@ def make_task(
         "network": found.layers.network,
         "build": dict(found.build),
         "dataset": dataset if isinstance(dataset, str) else dataset.name,
+        "dataset_options": dict(found.dataset_options),
         "hardware": costs.hardware,
         "bits": list(space.bits),
         "quantizer": quantizer,
         "clip": clip,
         "evaluator": tier,
+        "fill_up": fill_up,
         "seed": int(seed),
     }
     if early_stopping is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -56,6 +56,15 @@ class Recipe:
     weight_decay: float = 4e-5
     max_norm: float = 1.0
     bn_images: int = 512
+
+    @property
+    def name(self) -> str:
+        """The tier's name, or the fields that differ from their defaults."""
+        for name, known in RECIPES.items():
+            if self == known:
+                return name
+        special = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        return ", ".join(f"{f.name}={getattr(self, f.name)}" for f in special)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "bn_images"):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from haq_env.errors import InputError
 from haq_env.evaluation.batch import WorkerError, Workers, one_thread, own_modes
 from haq_env.evaluation.bench import Bench, Subject, check_device
-from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
+from haq_env.evaluation.recipe import Evaluation, Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score
 from haq_env.policy import Bits, as_bits
 
@@ -291,21 +291,13 @@ class TrainedEvaluator:
             network=subject.layers.network,
             dataset=data if isinstance(data, str) else data.name,
             quantizer=subject.quantizer + (f" {subject.clip}" if subject.clip != "mse" else ""),
-            recipe=_recipe_name(self.recipe) + ("" if self.stopping is None else ", racing"),
+            recipe=self.recipe.name + ("" if self.stopping is None else ", racing"),
             seed=str(self.seed),
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # the fingerprint is of the bench and of this process
         return {**self.__dict__, "_bench": None, "_fingerprints": {}, "_workers": None}
-
-
-def _recipe_name(recipe: Recipe) -> str:
-    for name, known in RECIPES.items():
-        if recipe == known:
-            return name
-    special = [f for f in fields(recipe) if getattr(recipe, f.name) != f.default]
-    return ", ".join(f"{f.name}={getattr(recipe, f.name)}" for f in special)
 
 
 def _key(bits: Bits) -> bytes:
