@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from haq_env.data import Dataset, Split
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import Recipe
+from haq_env.quantization.batchnorm import BATCH
 
 
 class Trainable(Protocol):
@@ -75,12 +76,12 @@ def _own(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return images if mapped and images.flags.c_contiguous else images.copy()
 
 
-def accuracy(network: Trainable, images: Images, batch_size: int = 128) -> float:
+def accuracy(network: Trainable, images: Images) -> float:
     """Measure top-1 in percent; the network is left in evaluation mode."""
     network.eval()
     correct = 0
     with torch.no_grad():
-        for batch, labels in images.batches(batch_size):
+        for batch, labels in images.batches(BATCH):
             correct += int((network(batch).argmax(dim=1) == labels).sum())
     return 100.0 * correct / len(images)
 

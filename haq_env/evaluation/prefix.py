@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq_env.evaluation.chain import Chain, NotAChain, Tail, state
 from haq_env.policy import Bits
-from haq_env.quantization.batchnorm import recalibrate_batchnorm
+from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm
 from haq_env.quantization.network import QuantizedNetwork
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _SHARE = 4  # one cut may take this part of the memory, so that some policies fit side by side
 _ASKED = 1 << 18  # beginnings that are remembered, without their images; 100 bytes each
-BATCH = 128  # images, in the recalibration and in the measurement
 _PROBE = 4  # images; what differs on them differs, and more would cost time at every start
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]

@@ -16,8 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq_env.errors import InputError
 
+# Images at once, here and where accuracies are measured: prefix reuse repeats both to the last bit,
+# and sums in other batches would round otherwise.
+BATCH = 128
 
-def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = 128) -> None:
+
+def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = BATCH) -> None:
     """Replace all running statistics by the plain average over batches of the images.
 
     Only batch-norm layers are in training mode meanwhile (dropout stays off), no gradient is

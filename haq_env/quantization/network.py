@@ -16,7 +16,7 @@ from haq_env.errors import InputError
 from haq_env.layers import LayerTable
 from haq_env.policy import Bits, as_bits
 from haq_env.quantization import QUANTIZERS
-from haq_env.quantization.batchnorm import recalibrate_batchnorm
+from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm
 from haq_env.quantization.calibration import sampling_stride
 from haq_env.quantization.fusion import fuse
 from haq_env.quantization.layers import QuantLayer, Slot, WeightCache, make_quantized
@@ -182,7 +182,7 @@ class QuantizedNetwork(nn.Module):
             if layer.slot.w_bits:
                 layer.slot.quantizer.after_step(layer.weight, layer.slot.w_bits)
 
-    def recalibrate_batchnorm(self, images: Tensor, batch_size: int = 128) -> None:
+    def recalibrate_batchnorm(self, images: Tensor, batch_size: int = BATCH) -> None:
         """Estimate all batch-norm statistics anew with the present bits.
 
         Args:
