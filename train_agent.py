@@ -178,23 +178,17 @@ def run(settings: Settings, console: Console) -> None:
     import torch
 
     from haq_env.agents.algorithms import check_fits
-    from haq_env.agents.progress import SearchProgress
     from haq_env.agents.run import search_with_agent
-    from haq_env.agents.session import (
-        NETWORK,
-        choose,
-        finish,
-        make_env,
-        open_folder,
-        rows,
-        save_policy,
-    )
     from haq_env.agents.transfer import Source, apply_agent
+    from haq_env.env import make_env
     from haq_env.evaluation.recipe import FINAL
     from haq_env.evaluation.trained import TrainedEvaluator
+    from haq_env.final import choose, finish, rows
     from haq_env.report.plots import plot_bits, plot_search
     from haq_env.report.roofline import plot_roofline
     from haq_env.report.tables import comparison_table
+    from haq_env.run_folder import NETWORK, open_folder, save_policy
+    from haq_env.search.progress import SearchProgress
     from haq_env.search.run import search_with_baseline
 
     settings.check()

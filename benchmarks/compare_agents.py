@@ -31,7 +31,7 @@ import tyro
 from rich.console import Console
 
 from haq_env.agents.methods import RESIDUAL, methods, search_method
-from haq_env.agents.session import make_env
+from haq_env.env import make_env
 from haq_env.errors import InputError
 from haq_env.files import replace_file
 from haq_env.processes import prepare_worker

@@ -16,13 +16,13 @@ from typing import Any
 from result_files import read, weights_digest, write
 
 from haq_env.agents.methods import search_method
-from haq_env.agents.session import choose
 from haq_env.data import Dataset
 from haq_env.data.store import digest
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.cache import EvaluationCache
 from haq_env.evaluation.trained import Answer, TrainedEvaluator
+from haq_env.final import choose
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, uniform
 from haq_env.report.reproduction import (
     BLOCKS,

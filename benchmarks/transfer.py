@@ -56,7 +56,7 @@ class Settings:
 def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
     """Train an agent, or find it trained; return its folder."""
     from haq_env.agents.run import search_with_agent
-    from haq_env.agents.session import make_env
+    from haq_env.env import make_env
 
     folder = settings.out / f"{id}-{algorithm}-{settings.episodes}-{seed}"
     if not (folder / "settings.json").exists():
@@ -77,9 +77,10 @@ def main() -> None:
     import torch
 
     from haq_env.agents.algorithms import make_agent
-    from haq_env.agents.session import finish, make_env
     from haq_env.agents.transfer import Source, apply_agent, decide
+    from haq_env.env import make_env
     from haq_env.evaluation.recipe import FINAL
+    from haq_env.final import finish
     from haq_env.versions import versions_line
 
     settings = tyro.cli(Settings)

@@ -17,6 +17,7 @@ from haq_env.policy import MAX_BITS, WEIGHT, Bits
 from haq_env.space import Step
 from haq_env.task import Task, make_task
 
+_LISTED = "`haq-env envs` lists the environments."
 REWARD_SCALE = 0.1  # HAQ's lambda: reward per percentage point of accuracy
 Observation = NDArray[np.float32]
 Action = NDArray[np.float32] | int
@@ -266,3 +267,21 @@ def action_to_bits(action: float, low: int, high: int) -> int:
     """
     bins = high - low + 1
     return low + min(max(math.floor((action + 1) / 2 * bins), 0), bins - 1)
+
+
+def make_env(id: str, **settings: Any) -> QuantizationEnv:
+    """Make one of this package's environments, without Gymnasium's wrappers.
+
+    Raises:
+        InputError: there is no such environment, or the settings do not fit together.
+    """
+    try:
+        env = gym.make(id, **settings).unwrapped
+    except (gym.error.Error, ImportError) as error:
+        text = str(error)
+        raise InputError(f"{text}{'' if text[-1:] in '.?' else '.'} {_LISTED}") from error
+    except TypeError as error:  # an environment of another package, which has other settings
+        raise InputError(f"{id!r} cannot be made: {error}. {_LISTED}") from error
+    if not isinstance(env, QuantizationEnv):
+        raise InputError(f"{id!r} is {type(env).__name__}, no QuantizationEnv. {_LISTED}")
+    return env

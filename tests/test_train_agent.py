@@ -24,13 +24,14 @@ from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_agent, save_agent
 from haq_env.agents.memory import EpisodeMemory
 from haq_env.agents.run import search_with_agent
-from haq_env.agents.session import choose, open_folder
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.trained import Answer, TrainedEvaluator
+from haq_env.final import choose
 from haq_env.layers import Layer, LayerTable
 from haq_env.policy import Policy
+from haq_env.run_folder import open_folder
 from haq_env.search.history import History
 from haq_env.search.run import search_with_baseline
 from haq_env.task import make_task
@@ -297,9 +298,9 @@ def interrupt(*_args, **_kwargs):
     "moment",
     [
         "haq_env.evaluation.trained.TrainedEvaluator.evaluate",
-        "haq_env.agents.session.choose",
-        "haq_env.agents.session.finish",
-        "haq_env.agents.session.make_env",
+        "haq_env.final.choose",
+        "haq_env.final.finish",
+        "haq_env.env.make_env",
     ],
 )
 def test_ctrl_c_without_a_policy_to_write_is_exit_code_130_and_one_line(

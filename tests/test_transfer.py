@@ -11,9 +11,9 @@ import torch
 
 from haq_env import make_task
 from haq_env.agents.algorithms import ALGORITHMS
-from haq_env.agents.session import make_env
 from haq_env.agents.transfer import Source, apply_agent
 from haq_env.embedding import Scales, embed
+from haq_env.env import make_env
 from haq_env.errors import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -1,0 +1,97 @@
+"""A search that lives in a folder: what is there, whether it may go on, and the policy file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from haq_env.errors import InputError
+from haq_env.files import replace_file
+from haq_env.final import Final
+from haq_env.policy import Bits
+from haq_env.search.history import History, Trial
+from haq_env.task import Task
+from haq_env.versions import versions
+
+NETWORK = "network.safetensors"
+_FILES = ("episodes.csv", "agent.pt", "policy.json", NETWORK)  # what a run must not lose
+
+
+def open_folder(
+    folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> None:
+    """Make a folder ready for a run before any work is done.
+
+    Args:
+        folder: where everything is written.
+        settings: what decides the run's outcome; they are kept in ``settings.json``.
+        resume: the folder holds a run of the same settings that goes on, or no run yet.
+        overwrite: a run that is there already may be thrown away.
+
+    Raises:
+        InputError: nothing can be written there, a run is there already, or the settings differ
+            from those of the run to be resumed.
+    """
+    if resume and overwrite:
+        raise InputError("give --resume or --overwrite, not both.")
+    path, text = folder / "settings.json", json.dumps(dict(settings), indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {folder}: {error.strerror}.") from error
+    if not overwrite and any((folder / name).exists() for name in (path.name, *_FILES)):
+        if not resume:
+            raise InputError(
+                f"{folder} holds a run already: give --resume to go on with it, --overwrite to "
+                "throw it away, or another --out."
+            )
+        _check_same(path, json.loads(text))
+        return
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    replace_file(path, text)
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(kept, dict):
+        raise InputError(f"{path} holds no settings of a run.")
+    for name in sorted({*kept, *settings}):
+        if kept.get(name) != settings.get(name):
+            raise InputError(
+                f"cannot resume {path.parent}: {name} was {kept.get(name)!r} and is now "
+                f"{settings.get(name)!r}."
+            )
+
+
+def save_policy(
+    folder: Path,
+    task: Task,
+    history: History,
+    best: Trial,
+    finals: Mapping[str, tuple[Bits, Final]],
+    about: Mapping[str, Any],
+) -> Path:
+    """Write ``policy.json``: the chosen policy with everything needed to repeat it."""
+    float_accuracy = task.float_accuracy
+    record = {
+        "accuracy": {
+            "float": float_accuracy,
+            "search": best.accuracy,
+            "uniform_search": history[0].accuracy,
+            "final": {name: final.record() for name, (_, final) in finals.items()},
+        },
+        "evaluations": len(history),
+        **about,
+        "versions": versions(),
+    }
+    path = folder / "policy.json"
+    task.policy(best.bits, **record).save(path)
+    return path
