@@ -15,7 +15,7 @@ from haq_env.agents.algorithms import WARMUP, make_agent
 from haq_env.agents.checkpoint import load_agent, restore_generators, save_agent
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
-from haq_env.search.history import History, Trial, measure, trial_of, whole_rows
+from haq_env.search.history import History, Trial, measure, trial_of
 from haq_env.task import Task
 
 Progress = Callable[[History], None]
@@ -75,7 +75,7 @@ def search_with_agent(
     if resume and state is not None and log is not None:
         done = load_agent(agent, state)
         # also those after the agent was saved: it will play the same episodes again
-        known = History.load(log, keep=whole_rows(log))
+        known = History.read(log)
         known.check(env.task)
         for trial in known:
             env.task.remember(trial.bits, trial.accuracy)

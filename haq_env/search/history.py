@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -133,18 +134,8 @@ class History(Sequence[Trial]):
             InputError: the file is missing, or one of the kept rows is damaged.
         """
         history = cls()
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error}.") from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path} is damaged: {error}.") from error
-        for row in rows[:keep]:
-            try:
-                history.add(_trial(row, len(history)))
-            except (KeyError, TypeError, ValueError) as error:
-                raise InputError(f"{path}: row {len(history)} is damaged ({error!r}).") from error
+        for trial in _trials(path, _text(path), keep):
+            history.add(trial)
         if keep is not None and len(history) < keep:
             raise InputError(f"{path} has {len(history)} evaluations; {keep} were expected.")
         scratch = path.with_name(path.name + ".part")
@@ -159,10 +150,39 @@ class History(Sequence[Trial]):
         kept._path = path
         return kept
 
+    @classmethod
+    def read(cls, path: Path) -> History:
+        """Read the trials of a CSV file that no crash has cut off; the file stays as it is.
 
-def whole_rows(path: Path) -> int:
-    """Return how many trials of a CSV file no crash has cut off."""
-    return max(0, path.read_bytes().count(b"\n") - 1)
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        text = _text(path)
+        history = cls()
+        for trial in _trials(path, text[: text.rfind("\n") + 1], None):
+            history.add(trial)
+        return history
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+
+
+def _trials(path: Path, text: str, keep: int | None) -> Iterator[Trial]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
+    for number, row in enumerate(rows[:keep]):
+        try:
+            yield _trial(row, number)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: row {number} is damaged ({error!r}).") from error
 
 
 def _trial(row: dict[str, str], number: int) -> Trial:

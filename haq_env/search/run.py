@@ -7,7 +7,7 @@ from pathlib import Path
 
 from haq_env.errors import InputError
 from haq_env.search import SEARCH
-from haq_env.search.history import History, RecordedHistory, Trial, recorded, whole_rows
+from haq_env.search.history import History, RecordedHistory, Trial, recorded
 from haq_env.task import Task
 
 
@@ -43,9 +43,9 @@ def search_with_baseline(
     log = folder / "episodes.csv"
     known: Sequence[Trial] = ()
     if resume and log.exists():
-        history = History.load(log, keep=whole_rows(log))
+        history = History.read(log)
         history.check(task)
-        known = history[:]
+        known = History.load(log, keep=len(history))[:]  # a row that was cut off goes
     else:
         log.unlink(missing_ok=True)
     if len(known) > evaluations:
