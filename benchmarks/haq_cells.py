@@ -23,7 +23,7 @@ from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.cache import EvaluationCache
 from haq_env.evaluation.trained import Answer, TrainedEvaluator
 from haq_env.final import choose
-from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, uniform
+from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
 from haq_env.report.reproduction import (
     BLOCKS,
     EIGHT,
@@ -241,7 +241,7 @@ class Lab:
         evaluator = self._evaluator(job.quantizer or "linear")
         protocol = self._protocol
         finals = [evaluator.final(bits, protocol.final, seed) for seed in protocol.final_seeds]
-        digits = ["" if bits is None else side_digits(bits, side) for side in (WEIGHT, ACTIVATION)]
+        digits = ("", "") if bits is None else to_digits(bits)
         nan = dict.fromkeys(
             ("searched", "untrained", "cost", "limit", "eight", "counted", "counted_eight"),
             math.nan,
@@ -264,11 +264,6 @@ def counted(task: Task, block: Block, bits: Bits) -> float:
     if block.inner:
         return float(layers[1:-1].sum())
     return float(layers.sum()) + task.costs.constant(block.metric)
-
-
-def side_digits(bits: Bits, side: int) -> str:
-    """Write the bits of one side, a digit for each layer."""
-    return "".join(str(int(width)) for width in bits[:, side])
 
 
 def load(job: Job, folder: Path) -> Result | None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from haq_cells import side_digits
 from haq_settings import FINALS, Finetuning, OfDataset
 from result_files import keep_settings, read, weights_digest, write
 from rich.console import Console
@@ -22,7 +21,7 @@ from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks.bundled import find_trained
-from haq_env.policy import ACTIVATION, WEIGHT, Bits
+from haq_env.policy import ACTIVATION, WEIGHT, Bits, to_digits
 from haq_env.report.ranking import Ranking, ranking
 from haq_env.search.sensitivity import METHODS, measure_sensitivity
 from haq_env.space import BitSpace
@@ -167,7 +166,7 @@ class Study:
         """Measure what is missing of a policy; every number is kept as soon as it is there."""
         path = self.folder / f"policy-{number:03d}.json"
         bits = self.policies[number]
-        text = [side_digits(bits, side) for side in (WEIGHT, ACTIVATION)]
+        text = list(to_digits(bits))
         record = read(path) if path.exists() else {"bits": text, "proxies": {}, "full": {}}
         if record["bits"] != text:
             raise InputError(f"{path} is of another policy: give another --out.")
@@ -204,7 +203,7 @@ class Study:
             record = read(path) if path.exists() else {"proxies": {}, "full": {}}
             measured = {*record["proxies"], *record["full"]}
             bits = self.policies[number]
-            if measured and record["bits"] != [side_digits(bits, s) for s in (WEIGHT, ACTIVATION)]:
+            if measured and record["bits"] != list(to_digits(bits)):
                 raise InputError(f"{path} is of another policy: give another --out.")
             if {*self.short, *self.full_seeds} <= measured:
                 found[number] = record

@@ -21,6 +21,23 @@ SCHEMA = 1  # version of policy.json
 Bits = NDArray[np.int64]
 
 
+def to_digits(bits: Bits) -> tuple[str, str]:
+    """Write a policy [L, 2] as two texts, weights and activations: a digit for each layer."""
+    w_bits, a_bits = ("".join(map(str, bits[:, side].tolist())) for side in (WEIGHT, ACTIVATION))
+    return w_bits, a_bits
+
+
+def from_digits(w_bits: str, a_bits: str) -> Bits:
+    """Read what `to_digits` wrote, int64 [L, 2].
+
+    Raises:
+        InputError: it is not one digit from 1 to 8 for both sides of each layer.
+    """
+    if len(w_bits) != len(a_bits) or not set(w_bits + a_bits) <= set("12345678"):
+        raise InputError("a policy is one digit from 1 to 8 for both sides of each layer.")
+    return as_bits([[int(w), int(a)] for w, a in zip(w_bits, a_bits, strict=True)])
+
+
 def as_bits(bits: ArrayLike, layers: int | None = None) -> Bits:
     """Check an array of bits and return it as int64, shape [..., L, 2], values 1 to 8.
 

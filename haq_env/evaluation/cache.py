@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from haq_env.database import Database
 from haq_env.errors import InputError, unknown_name
-from haq_env.policy import ACTIVATION, WEIGHT, Bits
+from haq_env.policy import Bits, to_digits
 
 SCHEMA = 1  # version of the table; the answers have one of their own, which is in the key
 
@@ -113,8 +113,7 @@ class EvaluationCache:
             The accuracy under this key from now on. The first answer stays: where another process
             was faster, it is that one's.
         """
-        w_bits, a_bits = ("".join(map(str, bits[:, side])) for side in (WEIGHT, ACTIVATION))
-        row = (key, accuracy, *origin, w_bits, a_bits, seconds, _stamp(0.0))
+        row = (key, accuracy, *origin, *to_digits(bits), seconds, _stamp(0.0))
 
         def insert(connection: sqlite3.Connection) -> float | None:
             marks = ", ".join("?" * len(row))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from haq_env.errors import InputError
 from haq_env.evaluation.trained import TrainedEvaluator
-from haq_env.leaderboard.protocol import FRESH_SEEDS, Step, find_track
-from haq_env.policy import Bits
+from haq_env.leaderboard.protocol import FRESH_SEEDS, find_track
+from haq_env.policy import Bits, from_digits
 from haq_env.processes import prepare_worker
 from haq_env.task import Task
 
@@ -85,7 +85,7 @@ def _measure(question: Question, cache: Path | None) -> Measured:
     from haq_env.evaluation.batch import one_thread
 
     with one_thread():
-        bits = Step(1, question.w_bits, question.a_bits, 0.0).bits
+        bits = from_digits(question.w_bits, question.a_bits)
         judge = _judge(question.track, cache)
         accuracy = judge.task.evaluate(bits).accuracy
         test = judge.test(bits) if question.scored else ()

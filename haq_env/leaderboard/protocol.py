@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from haq_env.errors import InputError, unknown_name
-from haq_env.policy import Bits, as_bits
+from haq_env.policy import Bits, from_digits
 
 if TYPE_CHECKING:
     from haq_env.task import Task
@@ -91,10 +91,7 @@ class Step:
         Raises:
             InputError: it is not one digit from 1 to 8 for both sides of each layer.
         """
-        digits = self.w_bits + self.a_bits
-        if len(self.w_bits) != len(self.a_bits) or not set(digits) <= set("12345678"):
-            raise InputError("a policy is one digit from 1 to 8 for both sides of each layer.")
-        return as_bits([[int(w), int(a)] for w, a in zip(self.w_bits, self.a_bits, strict=True)])
+        return from_digits(self.w_bits, self.a_bits)
 
 
 @dataclass(frozen=True)

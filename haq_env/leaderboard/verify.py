@@ -14,6 +14,7 @@ from haq_env.leaderboard.judge import Measured, Question, measure_all
 from haq_env.leaderboard.protocol import Cell, Outcome, Step, checkpoints, find_track
 from haq_env.leaderboard.submission import Claim, Submission
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
+from haq_env.policy import from_digits
 from haq_env.task import Task
 
 # In points of accuracy. On one machine answers are equal to the last bit; another processor adds in
@@ -227,7 +228,7 @@ def _executed(claim: Claim, answers: Mapping[Key, Measured], *, curves: bool) ->
 
 
 def _scored(key: Key, answer: Measured, task: Task) -> Scored:
-    cost = task.cost(Step(1, key[1], key[2], 0.0).bits)
+    cost = task.cost(from_digits(key[1], key[2]))
     ratio = cost / task.budget.reference
     return Scored(*key, cost=cost, cost_ratio=ratio, accuracy=answer.accuracy, test=answer.test)
 

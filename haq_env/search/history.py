@@ -15,7 +15,7 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.files import writing
-from haq_env.policy import ACTIVATION, WEIGHT, Bits
+from haq_env.policy import Bits, from_digits, to_digits
 from haq_env.task import Task
 
 
@@ -48,7 +48,7 @@ class Trial:
     @property
     def bits(self) -> Bits:
         """The policy, int64 [L, 2]."""
-        return np.array([[int(w), int(a)] for w, a in zip(self.w_bits, self.a_bits, strict=True)])
+        return from_digits(self.w_bits, self.a_bits)
 
 
 class Charge(NamedTuple):
@@ -291,17 +291,11 @@ def trial_of(
     """Describe an evaluation that has been made."""
     cost = task.cost(bits)
     return Trial(
-        _digits(bits, WEIGHT),
-        _digits(bits, ACTIVATION),
-        _digits(requested, WEIGHT),
-        _digits(requested, ACTIVATION),
+        *to_digits(bits),
+        *to_digits(requested),
         accuracy,
         cost,
         cost / task.budget.reference,
         seconds,
         cache_hit,
     )
-
-
-def _digits(bits: Bits, side: int) -> str:
-    return "".join(str(int(b)) for b in bits[:, side])
