@@ -251,9 +251,9 @@ def run(settings: Settings, console: Console) -> None:
     if not history:
         raise KeyboardInterrupt  # before the first evaluation was finished: nothing was found
     if len(history) <= settings.episodes:
-        text = f"Stopped after {len(history) - 1} episodes"
-        # a baseline may be done early
-        console.print(f"{text}." if settings.is_baseline else f"{text}; --resume goes on from here")
+        why = "Stopped" if history.interrupted else f"{settings.algo} was done"
+        more = "; --resume goes on from here" if history.interrupted else ""
+        console.print(f"{why} after {len(history) - 1} episodes{more}.")
 
     seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
     with console.status(f"final finetuning of the {settings.shortlist} best policies"):
@@ -278,7 +278,8 @@ def run(settings: Settings, console: Console) -> None:
         highest = {"8 bits": task.space.highest, "found": found}
         plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
     console.print(comparison_table(rows(task, finals)))
-    console.print(f"Written: {path} (the policy); beside it {NETWORK}, episodes.csv, plots.")
+    network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
+    console.print(f"Written: {path} (the policy); beside it {network}episodes.csv, plots.")
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from haq_env.agents.methods import RESIDUAL, methods, search_method
 from haq_env.env import make_env
 from haq_env.errors import InputError
 from haq_env.files import replace_file
-from haq_env.processes import prepare_worker
+from haq_env.processes import abandon, prepare_worker
 from haq_env.report.comparison import summary
 from haq_env.report.comparison_plots import plot_curves, plot_profile
 from haq_env.report.comparison_tables import markdown, table
@@ -214,7 +214,11 @@ def fill(settings: Settings, console: Console) -> int:
                     ) from error
             if not futures:
                 return failed
-            done = next(as_completed(futures))
+            try:
+                done = next(as_completed(futures))
+            except KeyboardInterrupt:
+                abandon(pool)  # a run takes minutes, and is written at its end
+                raise
             job = futures.pop(done)
             error = done.exception()
             failed += error is not None
@@ -230,7 +234,7 @@ def published(settings: Settings) -> set[tuple[str, str, int]]:
         InputError: they had another number of evaluations.
     """
     found = set()
-    for task in settings.tasks:
+    for task in reported(settings):
         path = settings.results / f"{slug(task)}.csv"
         runs = read_csv(path) if path.exists() else []
         wanted = settings.jobs_of(task)[0].evaluations
@@ -263,7 +267,8 @@ def report(task: str, settings: Settings, console: Console) -> str:
     path = settings.results / f"{slug(task)}.csv"
     if path.exists() and not settings.quick:
         runs = {(run.task, run.method, run.seed): run for run in read_csv(path)}
-    for file in jobs if settings.quick else every(task, settings.out, jobs[0].evaluations):
+    files = jobs if settings.quick else every(task, settings.out, jobs[0].evaluations)
+    for file in files if task in settings.tasks else ():
         if file.path(settings.out).exists():
             run = load(file, settings.out)
             runs[run.task, run.method, run.seed] = run
@@ -303,7 +308,7 @@ def report(task: str, settings: Settings, console: Console) -> str:
 
 
 def reported(settings: Settings) -> list[str]:
-    """Return the tasks of this call, and those that the results' folder has runs of."""
+    """Return the tasks of this call, and those of the published table that have results there."""
     others = [task for task in PUBLISHED if (settings.results / f"{slug(task)}.csv").exists()]
     wanted = [] if settings.quick else others
     return [task for task in PUBLISHED if task in {*settings.tasks, *wanted}] + [

@@ -65,7 +65,7 @@ def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
         history = search_with_agent(
             env, algorithm, settings.episodes, seed, folder=folder, resume=True
         )
-        if len(history) <= settings.episodes:  # it answers Ctrl-C with what was found until then
+        if history.interrupted:
             raise KeyboardInterrupt
         record = {"env": id, "algo": algorithm, "seed": seed, "episodes": settings.episodes}
         (folder / "settings.json").write_text(json.dumps(record) + "\n", encoding="utf-8")

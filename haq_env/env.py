@@ -104,7 +104,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `budget` | float, str | by id | share in (0, 1] of the 8-bit cost, or `"w4a4"` |
     | `bits` | (int, int) | `(2, 8)` | smallest and largest width, within 1 to 8 |
     | `quantizer` | str | by id | `"linear"`, or `"kmeans"` (weights only) |
-    | `clip` | str | `"mse"` | clipping of the linear quantizer; `"haq-kl"` is HAQ's rule |
+    | `clip` | str | `"mse"` | clipping of the linear quantizer; or `"haq-kl"` (HAQ), `"max"` |
     | `evaluator` | str, Recipe, Evaluator | `"finetune"` | or `"ptq_bn"`: no finetuning |
     | `seed` | int | 0 | of the finetuning inside every evaluation |
     | `fill_up` | bool | True | spend the slack that the projection leaves |

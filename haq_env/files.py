@@ -20,12 +20,13 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
+def replace_file(path: Path, content: str | bytes | memoryview, *, durable: bool = True) -> None:
     """Write a file in one step; what was there stays if that fails.
 
     Args:
         path: the file; its folder must exist.
         content: all of it; text is written as UTF-8, line ends as they are.
+        durable: also survives a power cut, which takes some milliseconds.
 
     Raises:
         InputError: it cannot be written.
@@ -43,7 +44,8 @@ def replace_file(path: Path, content: str | bytes) -> None:
             with scratch.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             scratch.replace(path)
     finally:
         with contextlib.suppress(OSError):

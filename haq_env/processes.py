@@ -6,12 +6,20 @@ import multiprocessing
 import os
 import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
 
 
 def prepare_worker() -> None:
     """Make this worker end with the process that started it, and only then: an initializer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that waits, too
     end_with_parent()
+
+
+def abandon(pool: ProcessPoolExecutor) -> None:
+    """End a pool's workers at once, whatever they are doing: it can be done again."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in multiprocessing.active_children():
+        child.terminate()
 
 
 def end_with_parent() -> None:

@@ -70,7 +70,7 @@ class ResidualEnv(QuantizationEnv):
     ## Starting State
 
     As in `QuantizationEnv`. The first reset of an environment measures the table, which takes
-    the time of about 2 evaluations with finetuning, 20 without, and is told by `charge`.
+    the time of about 2 evaluations with finetuning, 20 without, and is reported in `charge`.
 
     ## Episode End
 

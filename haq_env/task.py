@@ -65,8 +65,8 @@ class Task:
     def cost(self, bits: Bits) -> float:
         """Return the limited cost of one policy [L, 2], in the unit of the budget's metric.
 
-        It is never above the limit for a policy that fits, which sums in another order would be
-        in their last digits.
+        It is never above the limit for a policy that fits, although sums in another order can
+        exceed it in the last digits.
         """
         cost = float(self.budget.cost(bits))
         return min(cost, self.budget.limit) if self.budget.fits(bits) else cost
@@ -142,7 +142,8 @@ def make_task(
         budget: share in (0, 1] of the 8-bit network's cost, or ``"w4a4"`` for that policy's cost.
         bits: smallest and largest width that may be chosen, within 1 to 8.
         quantizer: ``"linear"``, or ``"kmeans"`` for weights only.
-        clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, or ``"max"`` to clip nothing.
+        clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, or ``"max"``, the largest magnitude
+            (of a sample, for inputs).
         evaluator: a tier (``"finetune"``, ``"ptq_bn"``), a `Recipe` or any `Evaluator`.
         seed: of the finetuning inside every evaluation.
         fill_up: spend the slack that HAQ's projection leaves.

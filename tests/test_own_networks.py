@@ -18,13 +18,18 @@ from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.train import train_float
+from haq_env.final import finish
 from haq_env.networks import load_network
 from haq_env.networks.bundled import WEIGHTS
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata
+from haq_env.networks.trace import trace
 from haq_env.quantization import QUANTIZERS
 from haq_env.quantization.linear import LinearQuantizer
+from haq_env.quantization.network import QuantizedNetwork
+from haq_env.search.history import History, begin, recorded
 from haq_env.search.sensitivity import measure_sensitivity
 from haq_env.task import make_task
+from haq_env.yardstick import yardstick
 
 SHORT = Recipe(steps=2, batch_size=16, bn_images=32)
 
@@ -62,7 +67,8 @@ def test_training_images_that_come_sorted_by_class_are_mixed():
     data = load_dataset("digits")
     about = {"classes": 10, "mean": data.mean, "std": data.std}
     ordered = by_class(data.train)
-    taken = Dataset.of("mine", ordered, data.val, data.test, **about)
+    pairs = list(zip(ordered.images, ordered.labels, strict=True))
+    taken = Dataset.of("mine", pairs, data.val, data.test, **about)
     assert (taken.train.labels[:10] != ordered.labels[:10]).any()
     assert sorted(taken.train.labels) == sorted(ordered.labels)
     assert len(set(taken.train.labels[:30])) == 10
@@ -71,23 +77,28 @@ def test_training_images_that_come_sorted_by_class_are_mixed():
     assert task.evaluate(task.space.highest).accuracy > 97  # 67 from images of one class
 
 
-def test_a_data_set_that_is_sorted_by_class_is_refused():
-    data = load_dataset("digits")
-    with pytest.raises(InputError, match="show 4 of 10 classes, so they are sorted"):
-        Dataset("mine", 10, data.mean, data.std, by_class(data.train), data.val, data.test)
-    one = Split(data.train.images[:40], np.zeros(40, dtype=np.int64))
-    Dataset("one class", 10, data.mean, data.std, one, data.val, data.test)
+def blank(labels) -> Dataset:
+    split = Split(np.zeros((len(labels), 1, 1, 1), dtype=np.uint8), labels)
+    return Dataset("blank", 1000, (0.5,), (0.5,), split, split, split)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+@pytest.mark.parametrize(("classes", "count"), [(2, 4000), (3, 600), (10, 510), (100, 500)])
+def test_a_data_set_that_is_sorted_by_class_is_refused(classes, count):
+    labels = np.sort(np.arange(count) % classes)
+    with pytest.raises(InputError, match="the training images are sorted by class"):
+        blank(labels)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 100, 1000])
 def test_a_mixed_order_is_never_taken_for_a_sorted_one(classes):
     rng = np.random.default_rng(classes)
     labels = rng.permutation(np.arange(3000) % classes)
-    split = Split(np.zeros((3000, 1, 1, 1), dtype=np.uint8), labels)
-    Dataset("mixed", classes, (0.5,), (0.5,), split, split, split)
-    order = balanced_order(labels, 0)
-    split = Split(split.images, labels[order])
-    Dataset("balanced", classes, (0.5,), (0.5,), split, split, split)
+    for order in (np.arange(3000), balanced_order(labels, 0)):
+        blank(labels[order])
+    # nine in ten images of one class
+    rare = np.where(rng.random(3000) < 0.9, 0, labels % max(2, classes))
+    blank(rare)
+    blank(np.sort(rare[:256]))  # so few that all are used
 
 
 @pytest.mark.parametrize(
@@ -230,6 +241,7 @@ def test_workers_cannot_have_a_network_that_only_this_process_knows():
         from haq_env.data import load_dataset
         from haq_env.errors import InputError
         from haq_env.task import make_task
+from haq_env.yardstick import yardstick
 
         class Net(nn.Module):
             def __init__(self):
@@ -330,6 +342,7 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads():
         torch.set_num_threads(2)
         import haq_env
         from haq_env.task import make_task
+from haq_env.yardstick import yardstick
 
         task = make_task(evaluator="ptq_bn")
         task.evaluate(task.uniform())
@@ -384,3 +397,73 @@ def test_a_network_that_cannot_be_used_is_not_trained_first(kind, message, tmp_p
     with pytest.raises(InputError, match=message):
         train_float(f"nets:{kind}", "digits", tmp_path / "out.safetensors", epochs=1)
     sys.modules.pop("nets")
+
+
+# -- found by reading ---------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    """Has torch's own encoder layer, which can compute without calling the layers inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_bits_inside_of_an_encoder_layer_count():
+    torch.manual_seed(0)
+    net = Encoder().eval()
+    network = QuantizedNetwork(
+        net, trace(net, (3, 32, 32)), calibration_images=torch.rand(8, 3, 32, 32)
+    )
+    names = list(network.layers.names)
+    images = torch.rand(4, 3, 32, 32)
+    policy = np.full((len(names), 2), 8)
+    with torch.no_grad():
+        network.set_policy(policy)
+        fine = network(images)
+        policy[[i for i, name in enumerate(names) if "linear" in name]] = 2
+        network.set_policy(policy)
+        assert (network(images) - fine).abs().max() > 1e-3
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_batches_do_not_care_whether_their_caller_wants_gradients():
+    task, other = (make_task(evaluator="ptq_bn") for _ in range(2))
+    policies = [task.uniform(), task.project(task.space.highest)]
+    expected = [answer.accuracy for answer in task.evaluate_batch(policies)]
+    with torch.inference_mode():
+        assert [answer.accuracy for answer in other.evaluate_batch(policies)] == expected
+
+
+class Odd(LinearQuantizer):
+    """Treats inputs in its own way."""
+
+    def activation(self, inputs, bits):
+        return super().activation(inputs, bits).mul(0.9)
+
+
+def test_a_quantizer_that_a_file_cannot_describe_costs_the_network_and_not_the_policy(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(QUANTIZERS._entries, "odd", Odd)
+    task = make_task(quantizer="odd", evaluator="ptq_bn")
+    path = tmp_path / "network.safetensors"
+    with pytest.warns(UserWarning, match="not how Odd does"):
+        found = finish(task, task.uniform(), SHORT, (0,), path)
+    assert len(found.test) == 1
+    assert not path.exists()
+
+
+def test_a_search_inside_of_a_search_has_a_history_of_its_own():
+    task = yardstick(0)
+    outer = History()
+    with recorded(outer):
+        assert begin(task, 5) is outer
+        assert begin(task, 5) is not outer
+    assert len(outer) == 1

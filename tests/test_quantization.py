@@ -819,6 +819,24 @@ def test_what_a_subclass_adds_to_a_layer_stays():
     assert torch.equal(outputs(network.clone()), outputs(network))
 
 
+class Marker(nn.Conv2d):
+    """Is nothing more, but its network asks for it."""
+
+    def __repr__(self) -> str:
+        return "Marker()"
+
+
+def test_layers_stay_of_their_own_class_in_copies_and_pickles_too():
+    network = quantized(with_layer("stem", Marker(3, 8, 3, padding=1)))
+    network.set_policy(POLICY)
+    for twin in (network, network.clone(), pickle.loads(pickle.dumps(network))):
+        assert isinstance(twin.module.stem, Marker)
+        assert torch.equal(outputs(twin), outputs(network))
+    other = network.clone()
+    other.set_policy(np.full_like(POLICY, 8))
+    assert not torch.equal(outputs(other), outputs(network))
+
+
 def test_a_subclass_that_computes_something_else_is_refused():
     with pytest.raises(InputError, match="Standardised, which has its own _conv_forward"):
         quantized(with_layer("stem", Standardised(3, 8, 3, padding=1)))

@@ -47,7 +47,7 @@ def save_agent(agent: BaseAlgorithm, path: Path) -> None:
         state["memory_position"] = (int(buffer.pos), bool(buffer.full))
     content = io.BytesIO()
     torch.save(state, content)
-    replace_file(path, content.getvalue())
+    replace_file(path, content.getbuffer(), durable=False)
 
 
 def load_agent(agent: BaseAlgorithm, path: Path) -> int:

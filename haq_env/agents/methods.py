@@ -50,7 +50,7 @@ def search_method(name: str) -> Search:
             else QuantizationEnv(task, actions=ALGORITHMS[algorithm].actions)
         )
         history = search_with_agent(env, algorithm, evaluations - 1, seed)
-        if len(history) < evaluations:  # it answers Ctrl-C with what was found until then
+        if history.interrupted:
             raise KeyboardInterrupt
         if isinstance(env, ResidualEnv):
             history.charge = Charge(env.charge_seconds, env.charge)

@@ -98,7 +98,7 @@ def search_with_agent(
             if state is not None:
                 save_agent(agent, state)
     except KeyboardInterrupt:
-        pass  # asked for: what has been found is returned
+        history.interrupted = True  # asked for: what has been found is returned
     return history
 
 

@@ -113,15 +113,16 @@ class Dataset:
 
     def _check_mixed(self) -> None:
         labels = self.train.labels
-        first = labels[:_MIXED]
+        if len(labels) <= _MIXED:
+            return  # all of them are used
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
-        expected = float((1 - (1 - shares) ** len(first)).sum())  # classes, in a mixed order
-        found = len(np.unique(first))
-        if found < 0.5 * expected:
+        mixed = 1 - float((shares**2).sum())  # chance that neighbours differ
+        found = float((labels[1:] != labels[:-1]).mean())
+        if found < 0.25 * mixed:
             raise InputError(
-                f"data set {self.name!r}: the first {len(first)} training images show {found} of "
-                f"{len(shares)} classes, so they are sorted, and what is estimated from them would "
-                "be wrong: shuffle them, or use Dataset.of, which does."
+                f"data set {self.name!r}: the training images are sorted by class, so what is "
+                f"estimated from the first {_MIXED} would be wrong: shuffle them, or use "
+                "Dataset.of with pairs of image and label, which does."
             )
 
     @property
@@ -158,8 +159,8 @@ class Dataset:
             name: what to call it in reports.
             train: a `Split`, or pairs of an image and a label such as a torchvision data set
                 yields them: PIL images, uint8 arrays, or float arrays from 0 to 1 (not yet
-                normalised), channels first; all of one size. They may come sorted by class: a
-                fixed shuffle mixes them.
+                normalised), channels first; all of one size. Pairs may come sorted by class: a
+                fixed shuffle mixes them. A `Split` must be mixed.
             val: likewise, held out of training.
             test: likewise, for the final figures only.
             classes: number of classes.
@@ -169,8 +170,9 @@ class Dataset:
         first, second, third = (
             s if isinstance(s, Split) else _gather(name, s, len(mean)) for s in (train, val, test)
         )
-        order = balanced_order(first.labels, 0)
-        first = Split(first.images[order], first.labels[order])
+        if not isinstance(train, Split):  # one's own arrays are not copied, only looked at
+            order = balanced_order(first.labels, 0)
+            first = Split(first.images[order], first.labels[order])
         return cls(name, classes, tuple(mean), tuple(std), first, second, third)
 
 

@@ -39,7 +39,7 @@ class Subject:
         build: keyword arguments for building a named network.
         dataset_options: keyword arguments for loading a named data set.
         quantizer: ``"linear"`` or ``"kmeans"``.
-        clip: rule for clipping: ``"mse"`` or ``"haq-kl"``.
+        clip: rule for clipping: ``"mse"``, ``"haq-kl"`` or ``"max"``.
         device: torch device.
         inference: what measures the accuracy: ``"float"``, ``"int8"`` or ``"auto"``, see
             `haq_env.evaluation.paths`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -68,8 +69,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "bn_images"):
-            if not isinstance(getattr(self, name), int):
-                raise InputError(f"recipe: {name} must be an integer, not {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise InputError(f"recipe: {name} must be an integer, not {value!r}.")
+            object.__setattr__(self, name, int(value))  # numpy's would not go into a file
         for name in ("steps", "weight_decay", "momentum"):
             if getattr(self, name) < 0:
                 raise InputError(f"recipe: {name} must not be negative.")

@@ -245,9 +245,10 @@ class TrainedEvaluator:
         best = self._best
         if self.workers == 1 or len(policies) < 2:
             if len(policies) > 1 and self.reuse and not self.recipe.steps:
-                shared = self.bench.prefixes(self.recipe, self.stopping, self.reuse)
-                if not isinstance(shared, str):
-                    shared.expect(policies)
+                with self._alone():
+                    shared = self.bench.prefixes(self.recipe, self.stopping, self.reuse)
+                    if not isinstance(shared, str):
+                        shared.expect(policies)
             yield from (self.measure(bits, best) for bits in policies)
             return
         if self._workers is None:

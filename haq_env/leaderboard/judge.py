@@ -12,7 +12,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard.protocol import FRESH_SEEDS, find_track
 from haq_env.policy import Bits, from_digits
-from haq_env.processes import prepare_worker
+from haq_env.processes import abandon, prepare_worker
 from haq_env.task import Task
 
 
@@ -77,6 +77,9 @@ def measure_all(
                 "a process that executes policies has died (out of memory?): call it again, it "
                 "goes on where it was."
             ) from error
+        except KeyboardInterrupt:
+            abandon(pool)  # answers that have come are in the cache
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from haq_env.errors import InputError
 from haq_env.networks import load_network
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata, save_tensors
 from haq_env.quantization.layers import QuantLayer
-from haq_env.quantization.linear import quantize_activation
+from haq_env.quantization.linear import LinearQuantizer, quantize_activation
 from haq_env.quantization.network import QuantizedNetwork
 
 SCHEMA = 1
@@ -93,7 +93,11 @@ def load_quantized(path: str | os.PathLike[str], module: nn.Module | None = None
     """
     metadata = read_metadata(path)
     described = metadata.get(_KEY)
-    if not isinstance(described, dict) or described.get("schema") != SCHEMA:
+    if (
+        not isinstance(described, dict)
+        or described.get("schema") != SCHEMA
+        or not described.get("layers")
+    ):
         raise InputError(f"{path} holds no quantized network of this version (schema {SCHEMA}).")
     module = _build(path, metadata) if module is None else module
     parts = dict(module.named_modules(remove_duplicate=False))
@@ -116,14 +120,22 @@ def _build(path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> nn.Modu
     name, build = metadata.get("network"), metadata.get("build")
     if not isinstance(name, str) or not isinstance(build, dict) or not build:
         raise InputError(f"{path} does not say how its network is built: give the float network.")
-    return load_network(name, **build)
+    try:
+        return load_network(name, **build)
+    except TypeError as error:
+        raise InputError(f"{path} is damaged: its network cannot be built ({error}).") from error
 
 
 def _describe(layer: QuantLayer) -> dict[str, Any]:
     slot = layer.slot
     found: dict[str, Any] = {"w_bits": slot.w_bits, "a_bits": slot.a_bits}
     if slot.a_bits:
-        quantizer = cast(Any, slot.quantizer)  # one with activation bits has clips
+        quantizer = slot.quantizer
+        if type(quantizer) is not LinearQuantizer:
+            raise InputError(
+                f"layer {slot.name!r}: a file says how LinearQuantizer treats inputs, and not how "
+                f"{type(quantizer).__name__} does."
+            )
         found["a_clip"] = quantizer.activation_clip[slot.a_bits - 1]
         found["signed"] = quantizer.signed
     return found

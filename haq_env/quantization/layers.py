@@ -158,6 +158,12 @@ class QuantLayer(nn.Module):
             "_pretrained": self.weight._version == self.slot.pretrained_version,
         }
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if type(self) in _KINDS.values():
+            return super().__reduce_ex__(protocol)
+        made = cast(Any, type(self))  # at run time, so its name leads nowhere
+        return _blank, (made.given, made.float_kind), self.__getstate__()
+
     def extra_repr(self) -> str:
         """Add the bits to what the float layer says of itself."""
         bits = f"w_bits={self.slot.w_bits or 'float'}, a_bits={self.slot.a_bits or 'float'}"
@@ -187,7 +193,8 @@ class QuantLinear(QuantLayer, nn.Linear):
 _HARMLESS = (
     *("__init__", "__module__", "__doc__", "__annotations__", "__dict__", "__weakref__"),
     *("__qualname__", "__firstlineno__", "__static_attributes__", "__parameters__"),
-    *("__orig_bases__", "__constants__", "extra_repr", "reset_parameters"),
+    *("__orig_bases__", "__annotate__", "__annotate_func__", "__annotations_cache__"),
+    *("__constants__", "__repr__", "_version", "extra_repr", "reset_parameters", "train", "eval"),
 )
 
 
@@ -202,13 +209,20 @@ _MADE: dict[type[nn.Module], type[QuantLayer]] = {}
 
 
 def _quantized_class(given: type[nn.Module], float_kind: type[nn.Module]) -> type[QuantLayer]:
-    """Return the quantized class, with what a subclass of the float one adds to it."""
+    """Return the quantized class, with what a subclass of the float one is and adds to it."""
     kind = _KINDS[float_kind]
-    if not _own_names(given, float_kind):
+    if given is float_kind:
         return kind
     if given not in _MADE:
-        _MADE[given] = type(kind.__name__, (kind, given), {})
+        made = type(kind.__name__, (kind, given), {"given": given, "float_kind": float_kind})
+        _MADE[given] = made
     return _MADE[given]
+
+
+def _blank(given: type[nn.Module], float_kind: type[nn.Module]) -> QuantLayer:
+    """Make an object of such a class for its state to be put into (copies and pickles)."""
+    kind = _quantized_class(given, float_kind)
+    return kind.__new__(kind)
 
 
 def make_quantized(module: nn.Module, slot: Slot) -> QuantLayer:

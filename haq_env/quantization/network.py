@@ -119,7 +119,8 @@ class QuantizedNetwork(nn.Module):
         """Run the network on images [N, ...] with the present bits."""
         if images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        output: Tensor = self.module(images)
+        with _no_shortcuts():
+            output: Tensor = self.module(images)
         return output
 
     def set_policy(self, bits: ArrayLike | None) -> None:
@@ -234,6 +235,17 @@ class QuantizedNetwork(nn.Module):
             if not samples:
                 raise InputError(f"layer {layer.name!r} is not reached by a forward pass.")
         return [samples[0] if len(samples) == 1 else torch.cat(samples) for samples in seen]
+
+
+@contextmanager
+def _no_shortcuts() -> Iterator[None]:
+    """Let nn.TransformerEncoderLayer call its layers: its fused path reads their float weights."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -72,10 +72,12 @@ class History(Sequence[Trial]):
 
     Attributes:
         charge: what a sensitivity table took that the search began with; None without one.
+        interrupted: whether Ctrl-C has ended the search.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.charge: Charge | None = None
+        self.interrupted = False
         self._trials: list[Trial] = []
         self._path = path
 
@@ -263,6 +265,7 @@ def begin(task: Task, evaluations: int) -> History:
     if evaluations < 1:
         raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
     given = _next.get()
+    _next.set(None)  # a search inside of this one has a history of its own
     history = History() if given is None else given
     measure(task, task.uniform(), history, project=False)
     return history

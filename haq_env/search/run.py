@@ -61,5 +61,5 @@ def search_with_baseline(
                 found.add(trial)
             found.charge = returned.charge
     except KeyboardInterrupt:
-        pass  # asked for: what has been found is returned
+        found.interrupted = True  # asked for: what has been found is returned
     return found
