@@ -112,13 +112,7 @@ class Dataset:
         self._check_mixed()
 
     def _check_mixed(self) -> None:
-        labels = self.train.labels
-        if len(labels) <= _MIXED:
-            return  # all of them are used
-        shares = np.unique(labels, return_counts=True)[1] / len(labels)
-        mixed = 1 - float((shares**2).sum())  # chance that neighbours differ
-        found = float((labels[1:] != labels[:-1]).mean())
-        if found < 0.25 * mixed:
+        if _is_sorted(self.train.labels):
             raise InputError(
                 f"data set {self.name!r}: the training images are sorted by class, so what is "
                 f"estimated from the first {_MIXED} would be wrong: shuffle them, or use "
@@ -170,10 +164,19 @@ class Dataset:
         first, second, third = (
             s if isinstance(s, Split) else _gather(name, s, len(mean)) for s in (train, val, test)
         )
-        if not isinstance(train, Split):  # one's own arrays are not copied, only looked at
+        if not isinstance(train, Split) and _is_sorted(first.labels):
             order = balanced_order(first.labels, 0)
             first = Split(first.images[order], first.labels[order])
         return cls(name, classes, tuple(mean), tuple(std), first, second, third)
+
+
+def _is_sorted(labels: NDArray[np.int64]) -> bool:
+    """Tell whether neighbours are of one class far more often than in a mixed order."""
+    if len(labels) <= _MIXED:
+        return False  # all of them are used
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    mixed = 1 - float((shares**2).sum())  # chance that neighbours differ
+    return float((labels[1:] != labels[:-1]).mean()) < 0.25 * mixed
 
 
 def _gather(name: str, samples: _Samples, channels: int) -> Split:
