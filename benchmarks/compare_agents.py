@@ -290,7 +290,8 @@ def report(task: str, settings: Settings, console: Console) -> str:
     drawn = [run for run in ordered if run.method in chosen]
     if len(chosen) < len(there):
         text += (
-            f"The pictures show {len(chosen)} methods: {', '.join(CORE)}, and the best others.\n\n"
+            f"The pictures show {len(chosen)} methods: "
+            f"{', '.join(name for name in CORE if name in chosen)}, and the best others.\n\n"
         )
     for name, plot in (("curves", plot_curves), ("profile", plot_profile)):
         picture = settings.results / f"{slug(task)}-{name}.png"
