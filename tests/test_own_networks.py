@@ -241,7 +241,6 @@ def test_workers_cannot_have_a_network_that_only_this_process_knows():
         from haq_env.data import load_dataset
         from haq_env.errors import InputError
         from haq_env.task import make_task
-from haq_env.yardstick import yardstick
 
         class Net(nn.Module):
             def __init__(self):
@@ -342,7 +341,6 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads():
         torch.set_num_threads(2)
         import haq_env
         from haq_env.task import make_task
-from haq_env.yardstick import yardstick
 
         task = make_task(evaluator="ptq_bn")
         task.evaluate(task.uniform())
