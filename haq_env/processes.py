@@ -17,9 +17,11 @@ def prepare_worker() -> None:
 
 def abandon(pool: ProcessPoolExecutor) -> None:
     """End a pool's workers at once, whatever they are doing: it can be done again."""
+    # Python 3.14 has a method for it. Only this pool's: the process may have other children
+    workers = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
-    for child in multiprocessing.active_children():
-        child.terminate()
+    for worker in workers:
+        worker.terminate()
 
 
 def end_with_parent() -> None:

@@ -1,9 +1,12 @@
 """Networks, images and settings that people bring: measured right, or refused in one line."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +26,7 @@ from haq_env.networks import load_network
 from haq_env.networks.bundled import WEIGHTS
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata
 from haq_env.networks.trace import trace
+from haq_env.processes import abandon
 from haq_env.quantization import QUANTIZERS
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
@@ -330,6 +334,24 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     other = make_task(budget=0.3, **{**settings, "seed": 3})
     assert task.evaluate(task.uniform()).accuracy == other.evaluate(other.uniform()).accuracy
     task.policy(task.uniform()).save(tmp_path / "policy.json")
+
+
+def test_only_the_workers_of_an_abandoned_pool_are_ended():
+    context = multiprocessing.get_context("fork")
+    other = context.Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        pool = ProcessPoolExecutor(1, context)
+        waiting = pool.submit(time.sleep, 60)
+        (worker,) = pool._processes.values()
+        abandon(pool)
+        worker.join(20)
+        assert worker.exitcode is not None
+        assert not waiting.done() or waiting.exception() is not None
+        assert other.is_alive()
+    finally:
+        other.terminate()
+        other.join()
 
 
 @pytest.mark.slow
