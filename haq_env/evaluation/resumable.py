@@ -75,6 +75,7 @@ def train_in_pieces(
     image_size: int | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "auto",
+    compiled: bool = False,
     minutes: float | None = None,
     command: str = "",
     show: Show | None = None,
@@ -93,6 +94,7 @@ def train_in_pieces(
         image_size: side of the images, for data sets that come in several; their own when None.
         device: torch device. It may differ from call to call.
         precision: see `Trainer`.
+        compiled: see `Trainer`. It may differ from call to call, too.
         minutes: stop after the epoch in which they are over.
         command: what the card says that was run.
         show: is told of steps and epochs.
@@ -133,7 +135,7 @@ def train_in_pieces(
         return _card(about)
     module = load_network(network, **build, seed=training.seed)
     table = layers_to_json(trace(module, data.input_shape, name=network))
-    trainer = Trainer(module, data, training, torch.device(device), precision)
+    trainer = Trainer(module, data, training, torch.device(device), precision, compiled)
     _resume(trainer, files.state, settings)
     _save_curve(trainer, files)  # what cannot be written is better known now than in the end
     if show is not None and not trainer.finished:

@@ -108,6 +108,9 @@ class Trainer:
         device: torch device.
         precision: ``"auto"`` computes forward and backward in bfloat16 on a GPU and in float32
             elsewhere.
+        compiled: whether the steps are compiled first (torch.compile; it needs a C++ compiler).
+            On two threads of a CPU that took 0.6 of the time for MobileNet-V1 0.5, and on one
+            thread 1.4 times for ResNet-20. It decides last digits.
 
     Raises:
         InputError: there are fewer training images than a batch holds.
@@ -120,6 +123,7 @@ class Trainer:
         training: Training,
         device: torch.device,
         precision: Precision = "auto",
+        compiled: bool = False,
     ) -> None:
         if precision not in get_args(Precision):
             raise unknown_name("precision", precision, get_args(Precision))
@@ -135,6 +139,10 @@ class Trainer:
         self._held_out = Images(data.val, data, device)
         # torch knows this call, but its annotations do not
         self.module: nn.Module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(self.module) if compiled else self.module
+        )
+        self._about = _device_name(device) + (", compiled" if compiled else "")
         self._average = _average(module, training.ema)
         self._optimizer = torch.optim.SGD(
             parameter_groups(module, training.weight_decay),
@@ -187,9 +195,9 @@ class Trainer:
             )
         val = accuracy(self.result, self._held_out)
         seconds = time.monotonic() - start
-        about = _device_name(self.device)
-        self.rows.append(Epoch(number + 1, rate, loss, 100 * right, val, seconds, about))
-        return self.rows[-1]
+        row = Epoch(number + 1, rate, loss, 100 * right, val, seconds, self._about)
+        self.rows.append(row)
+        return row
 
     def _step(self, index: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
         """Take one step; return the sum of losses and the number of right answers."""
@@ -197,7 +205,7 @@ class Trainer:
         batch = self._images.batch(index).contiguous(memory_format=torch.channels_last)
         batch = augment(batch, chance, self.training.augmentation)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._narrow):
-            logits = self.module(batch)
+            logits = self._forward(batch)
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.training.label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
