@@ -21,6 +21,7 @@ from haq_env.data.store import digest
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.cache import EvaluationCache
+from haq_env.evaluation.recipe import Inference
 from haq_env.evaluation.trained import Answer, TrainedEvaluator
 from haq_env.final import choose
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
@@ -47,6 +48,7 @@ class Protocol:
     val_images: int
     test_images: int
     tier: str
+    inference: Inference
     search: Recipe
     final: Recipe
     final_seeds: tuple[int, ...]
@@ -185,7 +187,12 @@ class Lab:
     def _evaluator(self, quantizer: str) -> Watched:
         if quantizer not in self._evaluators:
             protocol = self._protocol
-            subject = replace(self._subject, quantizer=quantizer, device=self._device)
+            subject = replace(
+                self._subject,
+                quantizer=quantizer,
+                device=self._device,
+                inference=protocol.inference,
+            )
             plain = TrainedEvaluator(subject, protocol.search, cache=self._cache)
             finals = self._folder / "finals" / self.weights
             self._evaluators[quantizer] = Watched(plain, finals, self._watch)

@@ -18,6 +18,7 @@ from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.fingerprint import ANSWERS
+from haq_env.evaluation.recipe import Inference
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, ordered_cells
 from haq_env.versions import versions_line
@@ -26,6 +27,11 @@ RESULTS = Path(__file__).parent / "results" / "reproduce"
 NETWORKS = ("mobilenet_v1_050", "resnet20", "mobilenet_v2_050", "mobilenet_v1", "mobilenet_v2")
 ON_DIGITS = ("mobilenet_v1", "mobilenet_v2")
 METHODS = ("haq-ddpg", "residual-ppo", "evolution", "ilp-fit")
+ARITHMETIC = {
+    "float": "floating point",
+    "int8": "integer arithmetic (floating point where a quantizer or layer has none)",
+    "auto": "integer arithmetic where that was faster",
+}
 QUICK_BLOCKS = ("edge-latency", "size")
 
 
@@ -75,6 +81,8 @@ class Settings(OfDataset):
     """Policies that each search may measure, the uniform policy included."""
     tier: str = "ptq_bn"
     """What measures a policy inside the search: ptq_bn or finetune."""
+    inference: Inference = "int8"
+    """Arithmetic of every accuracy: int8 where there are integer kernels for it, or float."""
     search_steps: int | None = None
     """Gradient steps of that tier, if not its own."""
     search_rate: float | None = None
@@ -139,6 +147,7 @@ class Settings(OfDataset):
             val_images=len(data.val),
             test_images=len(data.test),
             tier=self.tier,
+            inference=self.inference,
             search=replace(RECIPES[self.tier], **given),
             final=Recipe(steps, final.batch_size, final.learning_rate),
             final_seeds=tuple(range(1000, 1000 + self.seeds)),
@@ -235,6 +244,7 @@ def heading(settings: Settings, protocol: Protocol) -> str:
     final, search = protocol.final, protocol.search
     given = [f"--dataset {settings.name}{':FOLDER' if ':' in settings.dataset else ''}"]
     given += [f"--evaluations {settings.evaluations} --tier {settings.tier}"]
+    given += [f"--inference {settings.inference}"]
     given += [f"--{k.replace('_', '-')} {v}" for k, v in asdict(settings.final).items()]
     given += [f"--seeds {settings.seeds} --search-seed {settings.search_seed}"]
     optional = ("search_steps", "search_rate", "val_images", "test_images")
@@ -248,6 +258,7 @@ def heading(settings: Settings, protocol: Protocol) -> str:
     for name in ("networks", "blocks", "methods"):
         given.append(f"--{name} {shlex.join(getattr(settings, name))}")
     made_with = versions_line()
+    arithmetic = ARITHMETIC[protocol.inference]
     image_error = 100 * 0.5 / protocol.test_images**0.5
     return f"""# HAQ's Tables 3 to 6, on {protocol.dataset}
 
@@ -263,8 +274,9 @@ def heading(settings: Settings, protocol: Protocol) -> str:
   learning rate {final.learning_rate} with a cosine to zero; seeds
   {", ".join(map(str, protocol.final_seeds))}; {protocol.candidates} candidate(s) a search
   (seed {CHOOSING} chooses, on held-out images).
-- Accuracies are top-1 in percent on {protocol.test_images:,} test images, which chose nothing; ± is
-  the standard error over finetuning seeds. That of the images is up to {image_error:.2f} points.
+- Accuracies are top-1 in percent on {protocol.test_images:,} test images, which chose nothing,
+  measured in {arithmetic}; ± is the standard error over finetuning seeds. That of the images is
+  up to {image_error:.2f} points.
 - Gain: searched minus uniform, paired seed by seed. "best on held-out" is the method that is best
   on the held-out images after finetuning: it has had the evaluations of all of them.
 - The paper's gains are those of its networks on ImageNet. Its Table 3 does not count the first and
