@@ -58,6 +58,7 @@ class Protocol:
     device: str
     threads: int
     images: str
+    files: tuple[str, ...]
     answers: int
 
 

@@ -157,6 +157,7 @@ class Settings(OfDataset):
             device=torch.device(self.device).type,
             threads=self.threads,
             images=data.digest(),
+            files=tuple(data.about.get("files", ())),
             answers=ANSWERS,
         )
 
@@ -258,6 +259,7 @@ def heading(settings: Settings, protocol: Protocol) -> str:
     for name in ("networks", "blocks", "methods"):
         given.append(f"--{name} {shlex.join(getattr(settings, name))}")
     made_with = versions_line()
+    again = " (CIFAR-10's, encoded again as JPEG)" if ".jpg" in protocol.files else ""
     arithmetic = ARITHMETIC[protocol.inference]
     image_error = 100 * 0.5 / protocol.test_images**0.5
     return f"""# HAQ's Tables 3 to 6, on {protocol.dataset}
@@ -274,9 +276,10 @@ def heading(settings: Settings, protocol: Protocol) -> str:
   learning rate {final.learning_rate} with a cosine to zero; seeds
   {", ".join(map(str, protocol.final_seeds))}; {protocol.candidates} candidate(s) a search
   (seed {CHOOSING} chooses, on held-out images).
-- Accuracies are top-1 in percent on {protocol.test_images:,} test images, which chose nothing,
-  measured in {arithmetic}; ± is the standard error over finetuning seeds. That of the images is
-  up to {image_error:.2f} points.
+- Accuracies are top-1 in percent on {protocol.test_images:,} test images{again},
+  which chose nothing, measured in {arithmetic};
+  ± is the standard error over finetuning seeds. That of the images is up to {image_error:.2f}
+  points.
 - Gain: searched minus uniform, paired seed by seed. "best on held-out" is the method that is best
   on the held-out images after finetuning: it has had the evaluations of all of them.
 - The paper's gains are those of its networks on ImageNet. Its Table 3 does not count the first and

@@ -50,7 +50,7 @@ def _parse(argv: list[str]) -> Command:
     command: Command = tyro.cli(
         Union[kinds],  # noqa: UP007  (built from a list)
         prog="haq-env",
-        description="Hardware-aware mixed-precision quantization: costs, plots and lists. "
+        description="Hardware-aware mixed-precision quantization: search, costs, plots and lists. "
         "haq-env COMMAND --help explains a command; haq-env --version prints the version.",
         args=argv,
         config=(OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff),

@@ -3,9 +3,7 @@ agent does what the paper says.
 """
 
 import dataclasses
-import importlib.util
 import re
-import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -27,6 +25,7 @@ from haq_env.agents.haq_ddpg import (
     truncated_normal,
 )
 from haq_env.agents.run import search_with_agent
+from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv, action_to_bits
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
@@ -564,20 +563,14 @@ def test_every_switch_is_documented_and_the_released_code_differs_where_it_says(
     }
 
 
-def test_the_script_knows_every_method_and_writes_down_which_haq_it_follows(monkeypatch):
-    spec = importlib.util.spec_from_file_location(
-        "train_agent_settings", Path(__file__).parents[1] / "train_agent.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_agent_settings", module)
-    spec.loader.exec_module(module)
-    assert set(get_args(get_type_hints(module.Settings)["algo"])) == {*NAMES, *SEARCH}
-    paper, released = (module.Settings(algo="haq-ddpg", haq=h) for h in ("paper", "released"))
+def test_the_script_knows_every_method_and_writes_down_which_haq_it_follows():
+    assert set(get_args(get_type_hints(Search)["algo"])) == {*NAMES, *SEARCH}
+    paper, released = (Search(algo="haq-ddpg", haq=h) for h in ("paper", "released"))
     assert (paper.record()["haq"], released.record()["haq"]) == ("paper", "released")
     assert paper.agent_settings() == {"switches": HaqSwitches()}
     assert released.agent_settings() == {"switches": HaqSwitches.released()}
-    assert "haq" not in module.Settings(algo="sac").record()
-    assert module.Settings(algo="sac").agent_settings() == {}
+    assert "haq" not in Search(algo="sac").record()
+    assert Search(algo="sac").agent_settings() == {}
 
 
 @pytest.mark.parametrize(

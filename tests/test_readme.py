@@ -140,10 +140,9 @@ def test_every_command_of_haq_env_is_one(command, capsys, monkeypatch, tmp_path)
 
 @pytest.mark.parametrize("command", commands("python train_agent.py"), ids=" ".join)
 def test_every_command_of_train_agent_has_known_flags(command):
-    from train_agent import Settings
+    from haq_env.commands.search import Search
 
-    settings = tyro.cli(Settings, args=command[2:])
-    assert settings.episodes > 0
+    assert tyro.cli(Search, args=command[2:]).episodes > 0
 
 
 def test_every_file_that_is_linked_exists():

@@ -1,10 +1,10 @@
 """train_agent.py: what a run leaves behind, that no crash costs more than the running episode."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -24,6 +24,7 @@ from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_agent, save_agent
 from haq_env.agents.memory import EpisodeMemory
 from haq_env.agents.run import search_with_agent
+from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
@@ -81,13 +82,9 @@ def finish(process: subprocess.Popen) -> str:
 
 def main(monkeypatch, *argv: str) -> int:
     """Run the script in this process; return its exit code."""
-    spec = importlib.util.spec_from_file_location("train_agent", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "train_agent", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", ["train_agent.py", *argv])
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
     try:
-        module.main()
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     except SystemExit as stop:
         return stop.code
     return 0
@@ -529,14 +526,7 @@ def a_run(tmp_path):
 
 def settings_of(**changed):
     """What a run with --algo ddpg --episodes 2 and nothing else is compared by."""
-    spec = importlib.util.spec_from_file_location("train_agent_settings", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_agent_settings"] = module
-    try:
-        spec.loader.exec_module(module)
-        return module.Settings(algo="ddpg", episodes=2, **changed).record()
-    finally:
-        del sys.modules["train_agent_settings"]
+    return Search(algo="ddpg", episodes=2, **changed).record()
 
 
 def test_a_run_that_is_there_is_neither_mixed_with_another_nor_lost(

@@ -11,6 +11,7 @@ from haq_env.commands.caches import Cache
 from haq_env.commands.costs import Cost, Lint, RooflinePlot
 from haq_env.commands.files import Convert, Train
 from haq_env.commands.listings import ListDatasets, ListEnvironments, ListHardware, ListNetworks
+from haq_env.commands.search import Search
 
 
 class Command(Protocol):
@@ -23,6 +24,7 @@ class Command(Protocol):
 
 # One line for each command.
 COMMANDS: dict[str, type[Command]] = {
+    "search": Search,
     "cost": Cost,
     "roofline": RooflinePlot,
     "lint": Lint,

@@ -1,0 +1,313 @@
+"""Search a policy with an agent or a baseline, finetune it, and report (``train_agent.py``)."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from tyro.conf import arg
+
+from haq_env.cost import UNITS
+from haq_env.errors import InputError
+
+if TYPE_CHECKING:
+    from haq_env.agents.transfer import Source
+    from haq_env.env import QuantizationEnv
+    from haq_env.evaluation.recipe import Recipe
+    from haq_env.search.history import History
+    from haq_env.task import Task
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search a mixed-precision policy with an off-the-shelf agent, or a baseline.
+
+    Writes policy.json, network.safetensors, episodes.csv and plots into the folder, and ends with a
+    table: the float network, the uniform policy that fits the same budget, and the policy that was
+    found. Ctrl-C ends the search and reports what was found until then.
+
+    Exit codes: 0 when policy.json was written, 2 when something given cannot be used, 130 when
+    Ctrl-C came before there was a policy to write.
+    """
+
+    env: str = "HAQ-BISMO-Edge-v0"
+    """Registered environment; `haq-env envs` lists them."""
+    algo: Literal[
+        "ddpg",
+        "td3",
+        "sac",
+        "tqc",
+        "crossq",
+        "dqn",
+        "ppo",
+        "a2c",
+        "maskable-ppo",
+        "haq-ddpg",
+        "uniform",
+        "random",
+        "annealing",
+        "evolution",
+        "bayesian",
+        "greedy",
+        "greedy-sensitivity",
+        "ilp-kl",
+        "ilp-fit",
+        "ilp-hawq-v2",
+        "ilp-hawq",
+    ] = "sac"
+    """Agent of Stable-Baselines3 (dqn and maskable-ppo need a -Discrete environment), HAQ's own, or
+    a baseline (from uniform on: docs/search.md)."""
+    haq: Literal["paper", "released"] = "paper"
+    """With haq-ddpg: what to follow where HAQ's paper and its released code differ."""
+    episodes: int = 300
+    """Policies that are tried; each is finetuned and measured. With --transfer-from it may be
+    0: the agent then decides once, without any search."""
+    transfer_from: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder of a finished run: start from what its agent has learned there."""
+    seed: int = 0
+    """Seed of the search and of the finetuning inside the reward."""
+    out: Path = Path("runs/demo")
+    """Folder for everything that is written."""
+    network: Annotated[str | None, arg(metavar="NETWORK")] = None
+    """Network with bundled weights, or package.module:factory that returns a trained module."""
+    dataset: Annotated[str | None, arg(metavar="DATASET")] = None
+    """Data set by name, or package.module:factory that returns a haq_env.data.Dataset."""
+    checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Safetensors file with the weights of a named network."""
+    hardware: Annotated[str | None, arg(metavar="HARDWARE")] = None
+    """Hardware by name, or a TOML, JSON or CSV file; the environment's own when not given."""
+    metric: Annotated[str | None, arg(metavar="METRIC")] = None
+    """What is limited: latency, energy, size, ...; the environment's own when not given."""
+    budget: Annotated[str | None, arg(metavar="BUDGET")] = None
+    """Share of the 8-bit network's cost (0.6) or a uniform policy (w4a4)."""
+    bits: Annotated[tuple[int, int] | None, arg(metavar="LOW HIGH")] = None
+    """Smallest and largest width, within 1 to 8; the environment's own when not given."""
+    evaluator: Annotated[Literal["finetune", "ptq_bn"] | None, arg(metavar="{finetune,ptq_bn}")] = (
+        None
+    )
+    """Tier of the reward; the environment's own when not given."""
+    final_steps: int = 280
+    """Gradient steps of the final finetuning, for the found and the uniform policy alike."""
+    final_seeds: int = 3
+    """How many times the final finetuning is repeated, to tell luck from gain."""
+    shortlist: int = 5
+    """Best policies of the search that are finetuned in full before one of them is chosen."""
+    device: str = "cpu"
+    """Torch device for finetuning."""
+    threads: int = 1
+    """Torch threads. Sums depend on their number, so one is what repeats on another machine; a
+    small network gains next to nothing from more."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the run in the folder."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Throw away the run that is in the folder."""
+
+    def check(self) -> None:
+        """Refuse numbers that would only fail after the search."""
+        for name in ("episodes", "final_seeds", "shortlist", "threads"):
+            if name == "episodes" and self.transfer_from is not None and self.episodes == 0:
+                continue
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.final_steps < 0:
+            raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed must be 0 to {2**31 - 1}, not {self.seed}.")
+        if self.transfer_from is not None and self.is_baseline:
+            raise InputError(f"{self.algo} is a baseline and has no agent: drop --transfer-from.")
+        if self.transfer_from is not None and self.transfer_from.resolve() == self.out.resolve():
+            raise InputError("--transfer-from and --out are one folder: give --out another.")
+        if self.algo == "bayesian":
+            from haq_env.search.bayesian import check_installed
+
+            check_installed()
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the method is a baseline and no agent."""
+        from haq_env.search import SEARCH
+
+        return self.algo in SEARCH
+
+    def task_settings(self) -> dict[str, Any]:
+        """Return the environment's arguments that were given."""
+        given = {
+            name: getattr(self, name)
+            for name in (
+                "network",
+                "dataset",
+                "checkpoint",
+                "hardware",
+                "metric",
+                "bits",
+                "evaluator",
+            )
+        }
+        given["budget"] = _number(self.budget)
+        given |= {"seed": self.seed, "device": self.device}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def agent_settings(self) -> dict[str, Any]:
+        """Return the agent's arguments that were given."""
+        if self.algo != "haq-ddpg":
+            return {}
+        from haq_env.agents.haq_ddpg import HaqSwitches
+
+        return {"switches": HaqSwitches() if self.haq == "paper" else HaqSwitches.released()}
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides the outcome of the search, for comparison on resume."""
+        kept = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+        kept["bits"] = None if self.bits is None else list(self.bits)
+        for name in ("out", "resume", "overwrite", "final_steps", "final_seeds", "shortlist"):
+            del kept[name]
+        if self.algo != "haq-ddpg":
+            del kept["haq"]  # decides nothing
+        return kept
+
+    def run(self) -> None:
+        """Search, finetune, report."""
+        try:
+            self._run(Console())
+        except KeyboardInterrupt:
+            print("stopped; --resume goes on from the last finished episode", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    def _run(self, console: Console) -> None:
+        import torch
+
+        from haq_env.agents.transfer import Source
+        from haq_env.evaluation.recipe import FINAL
+        from haq_env.run_folder import open_folder
+
+        self.check()
+        torch.set_num_threads(self.threads)
+        source = None if self.transfer_from is None else Source.open(self.transfer_from)
+        env = self._environment(source)
+        open_folder(self.out, self.record(), resume=self.resume, overwrite=self.overwrite)
+        task = env.task
+        budget = task.budget
+        console.print(
+            f"[bold]{self.env}[/bold]: {len(task.layers)} layers of {task.layers.network}, "
+            f"{len(task.space.steps)} decisions, {budget.metric} at most {budget.limit:.4g} "
+            f"{UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), searched by {self.algo}"
+        )
+        history = self._search(env, source, console)
+        if not history:
+            raise KeyboardInterrupt  # before the first evaluation was finished: nothing was found
+        if len(history) <= self.episodes:
+            why = "Stopped" if history.interrupted else f"{self.algo} was done"
+            more = "; --resume goes on from here" if history.interrupted else ""
+            console.print(f"{why} after {len(history) - 1} episodes{more}.")
+        self._finish(task, history, replace(FINAL, steps=self.final_steps), console)
+
+    def _environment(self, source: Source | None) -> QuantizationEnv:
+        """Make the environment, and see that everything given fits it."""
+        from haq_env.agents.algorithms import check_fits
+        from haq_env.env import make_env
+        from haq_env.evaluation.trained import TrainedEvaluator
+
+        learned = {} if source is None else {"scales": source.scales}
+        env = make_env(self.env, **self.task_settings(), **learned)
+        if not self.is_baseline:
+            check_fits(self.algo, env)
+        if source is not None:
+            source.check(self.algo, env)
+            if self.algo == "haq-ddpg" and source.settings.get("haq") != self.haq:
+                raise InputError(
+                    f"the agent in {self.transfer_from} has learned with --haq "
+                    f"{source.settings.get('haq')}: give that, not --haq {self.haq}."
+                )
+        if not isinstance(env.task.evaluator, TrainedEvaluator):
+            raise InputError(
+                f"{self.env} has an evaluator of its own ({type(env.task.evaluator).__name__}) and "
+                "no network for a final finetuning: use haq_env.agents.run.search_with_agent."
+            )
+        return env
+
+    def _search(self, env: QuantizationEnv, source: Source | None, console: Console) -> History:
+        from haq_env.agents.run import search_with_agent
+        from haq_env.agents.transfer import apply_agent
+        from haq_env.search.progress import SearchProgress
+        from haq_env.search.run import search_with_baseline
+
+        if source is not None and not self.episodes:
+            return apply_agent(source, env, self.agent_settings(), self.out / "episodes.csv")
+        learned: dict[str, Any] = {}
+        if source is not None:
+            learned = {"prepare": source.warm_start, "warmup": 0}
+        with SearchProgress(env.task, self.episodes, console) as progress:
+            if self.is_baseline:
+                return search_with_baseline(
+                    env.task,
+                    self.algo,
+                    self.episodes + 1,
+                    self.seed,
+                    folder=self.out,
+                    resume=self.resume,
+                    progress=progress,
+                )
+            return search_with_agent(
+                env,
+                self.algo,
+                self.episodes,
+                self.seed,
+                folder=self.out,
+                resume=self.resume,
+                progress=progress,
+                settings=self.agent_settings(),
+                **learned,
+            )
+
+    def _finish(self, task: Task, history: History, recipe: Recipe, console: Console) -> None:
+        """Finetune the best policies and the uniform one, and write everything down."""
+        import torch
+
+        from haq_env.final import choose, finish, rows
+        from haq_env.report.plots import plot_bits, plot_search
+        from haq_env.report.roofline import plot_roofline
+        from haq_env.report.tables import comparison_table
+        from haq_env.run_folder import NETWORK, save_policy
+
+        folder = self.out
+        seeds = tuple(range(self.seed + 1000, self.seed + 1000 + self.final_seeds))
+        with console.status(f"final finetuning of the {self.shortlist} best policies"):
+            # what an agent decides without a search is what it is
+            candidates = history if self.episodes else history[1:]
+            best = choose(task, candidates, recipe, self.seed + 2000, self.shortlist)
+        found, uniform = best.bits, task.uniform()
+        finals = {}
+        scratch = folder / f"{NETWORK}.part"
+        for name, bits in {"uniform": uniform, "found": found}.items():
+            with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
+                path = scratch if name == "found" else None
+                finals[name] = (bits, finish(task, bits, recipe, seeds, path))
+        about = {
+            "env": self.env,
+            "algorithm": self.algo,
+            "final_recipe": asdict(recipe),
+            "torch_threads": torch.get_num_threads(),
+        }
+        (folder / NETWORK).unlink(missing_ok=True)  # never that of another policy than the file's
+        path = save_policy(folder, task, history, best, finals, about)
+        if scratch.exists():
+            scratch.replace(folder / NETWORK)
+        plot_bits({"uniform": uniform, "found": found}, task.layers, folder / "bits.png")
+        plot_search(history, history[0].accuracy, task.float_accuracy, folder / "search.png")
+        if task.costs.roofs is not None and {"traffic", "latency"} <= task.costs.values.keys():
+            highest = {"8 bits": task.space.highest, "found": found}
+            plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
+        console.print(comparison_table(rows(task, finals)))
+        network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
+        console.print(f"Written: {path} (the policy); beside it {network}episodes.csv, plots.")
+
+
+def _number(budget: str | None) -> float | str | None:
+    try:
+        return None if budget is None else float(budget)
+    except ValueError:
+        return budget
