@@ -27,6 +27,7 @@ import haq_env
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.memory import keep_freed_memory
 from haq_env.policy import Bits
 from haq_env.search import SEARCH
 from haq_env.search.history import Trial
@@ -100,6 +101,7 @@ def gain(best: Measured, uniform: Measured, part: str) -> tuple[float, float]:
 
 def main() -> None:
     """Measure, print, write; exit with 1 if the task is no real problem."""
+    keep_freed_memory()
     import torch
 
     torch.set_num_threads(1)  # sums depend on the number of threads; one repeats elsewhere

@@ -32,6 +32,7 @@ from haq_env.leaderboard.progress import Bar
 from haq_env.leaderboard.protocol import CHECKPOINTS, SEEDS, TRACKS
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.sweep import cells_of, sweep
+from haq_env.memory import keep_freed_memory
 
 INTERRUPTED = 130  # 128 + the signal's number
 ENTRIES = tuple(
@@ -129,6 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the code that the module's text explains.
     """
+    keep_freed_memory()
     command: Command = subcommand_cli_from_dict(
         COMMANDS,
         description=__doc__,

@@ -37,6 +37,7 @@ from rich.console import Console
 import haq_env
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation.bench import find_device
+from haq_env.memory import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 from haq_env.report.estimates import Estimate
 from haq_env.report.reproduction_tables import markdown_table
@@ -188,6 +189,7 @@ def report(settings: Settings, studies: list[Study]) -> Path:
 
 def main() -> None:
     """Measure what is missing, then report."""
+    keep_freed_memory()
     settings = tyro.cli(Settings, description=__doc__)
     console = Console(width=110)
     try:

@@ -43,6 +43,7 @@ from haq_env.data import Dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.cache import EvaluationCache
 from haq_env.files import replace_file
+from haq_env.memory import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import (
     BLOCKS,
@@ -208,6 +209,7 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
 
 def main() -> None:
     """Run what is missing, then report."""
+    keep_freed_memory()
     settings = tyro.cli(Settings, description=__doc__)
     console = Console(width=120)
     torch.set_num_threads(max(1, settings.threads))

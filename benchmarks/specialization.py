@@ -38,6 +38,7 @@ from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
+from haq_env.memory import keep_freed_memory
 from haq_env.networks import load_layers
 from haq_env.policy import MAX_BITS, Bits
 from haq_env.report.specialization import (
@@ -182,6 +183,7 @@ def from_tables(console: Console, network: str, budget: str) -> None:
 
 def main() -> None:
     """Search, print, write; the exit code is the number of columns that are not met."""
+    keep_freed_memory()
     settings = tyro.cli(Settings)
     torch.set_num_threads(1)  # sums depend on the number of threads; one repeats elsewhere
     console = Console(record=True, width=120)

@@ -30,6 +30,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.resumable import train_in_pieces
 from haq_env.evaluation.training import Epoch, Precision, Trainer, Training
+from haq_env.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Report:
 
 def main() -> None:
     """Train."""
+    keep_freed_memory()
     settings = tyro.cli(OmitArgPrefixes[Settings], description=__doc__)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

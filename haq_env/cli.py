@@ -10,6 +10,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixe
 
 from haq_env.commands import COMMANDS, Command
 from haq_env.errors import InputError
+from haq_env.memory import keep_freed_memory
 from haq_env.report.terminal import lenient, silence, write
 
 # The shell's conventions: 128 + the signal's number.
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     lenient()
+    keep_freed_memory()
     try:
         if argv == ["--version"]:
             from haq_env import __version__

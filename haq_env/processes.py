@@ -8,9 +8,15 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
+from haq_env.memory import keep_freed_memory
+
 
 def prepare_worker() -> None:
-    """Make this worker end with the process that started it, and only then: an initializer."""
+    """Make this worker end with the process that started it, and only then: an initializer.
+
+    It keeps the memory it has had, too (`keep_freed_memory`): it does nothing but compute.
+    """
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that waits, too
     end_with_parent()
 

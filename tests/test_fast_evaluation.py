@@ -387,3 +387,30 @@ def test_two_workers_do_more_than_two_threads():
     torch.set_num_threads(1)
     assert rates[2] > 1.1 * rates[1]  # 1.3 and more on a quiet machine
     assert isinstance(task.evaluator, TrainedEvaluator)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_a_process_that_keeps_freed_memory_is_not_given_new_pages_at_every_step():
+    code = """
+import resource, sys, torch
+from haq_env.memory import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    print("none")
+    raise SystemExit
+def step():
+    maps = [torch.ones(1 << 24) for _ in range(3)]  # 64 MiB each
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    told = {
+        how: subprocess.run(
+            [sys.executable, "-c", code, how], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for how in ("plain", "keep")
+    }
+    if told["keep"] == "none":
+        pytest.skip("this C library has no mallopt")
+    assert int(told["keep"]) < 0.1 * int(told["plain"])
