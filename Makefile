@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 run: setup
-	$(BIN)/python train_agent.py --env HAQ-BISMO-Edge-v0 --algo sac --episodes 300 --seed 0 --out runs/demo --overwrite
+	$(BIN)/haq-env search --env HAQ-BISMO-Edge-v0 --algo sac --episodes 300 --seed 0 --out runs/demo --overwrite
 
 test: setup
 	$(BIN)/python -m pytest

@@ -130,9 +130,8 @@ def main() -> None:
                 continue
             steps = Recipe(steps=0) if name == "float" else used
             result = found[name, label] = measure(task, bits, steps, seeds)
-            table.add_row(
-                name, f"{label}: {steps.steps} steps", result.text("val"), result.text("test")
-            )
+            about = "none, batch norm again" if bits is None else f"{label}: {steps.steps} steps"
+            table.add_row(name, about, result.text("val"), result.text("test"))
     console.print(table)
     console.print(
         f"{len(spread)} random feasible policies (search reward): mean {spread.mean():.2f}, "

@@ -1,4 +1,4 @@
-"""The command ``haq-env``: what networks cost on which hardware, and what there is."""
+"""The command ``haq-env``: searches, what networks cost on which hardware, and what there is."""
 
 from __future__ import annotations
 

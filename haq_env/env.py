@@ -102,7 +102,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `hardware` | str, path, object | by id | name, TOML/JSON/CSV file, or your own class |
     | `metric` | str | by id | `"latency"`, `"energy"`, `"size"`, ... |
     | `budget` | float, str | by id | share in (0, 1] of the 8-bit cost, or `"w4a4"` |
-    | `bits` | (int, int) | `(2, 8)` | smallest and largest width, within 1 to 8 |
+    | `bits` | (int, int) | by id | smallest and largest width, within 1 to 8 |
     | `quantizer` | str | by id | `"linear"`, or `"kmeans"` (weights only) |
     | `clip` | str | `"mse"` | clipping of the linear quantizer; or `"haq-kl"` (HAQ), `"max"` |
     | `evaluator` | str, Recipe, Evaluator | `"finetune"` | or `"ptq_bn"`: no finetuning |

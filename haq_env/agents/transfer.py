@@ -43,7 +43,7 @@ class Source:
 
     @classmethod
     def open(cls, folder: Path) -> Source:
-        """Read the folder of a run of ``train_agent.py``.
+        """Read the folder of a run of ``haq-env search``.
 
         Raises:
             InputError: there is no run, or a part of it is missing or damaged.
@@ -52,7 +52,7 @@ class Source:
         if not record.exists() or not state.exists():
             raise InputError(
                 f"{folder} holds no trained agent: settings.json and agent.pt are needed, as "
-                "train_agent.py writes them."
+                "haq-env search writes them."
             )
         scales = load_scales(state)
         try:

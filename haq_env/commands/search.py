@@ -73,13 +73,15 @@ class Search:
     out: Path = Path("runs/demo")
     """Folder for everything that is written."""
     network: Annotated[str | None, arg(metavar="NETWORK")] = None
-    """Network with bundled weights, or package.module:factory that returns a trained module."""
+    """Network with bundled weights or a --checkpoint, or package.module:factory that returns a
+    trained module."""
     dataset: Annotated[str | None, arg(metavar="DATASET")] = None
     """Data set by name, or package.module:factory that returns a haq_env.data.Dataset."""
     checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
     """Safetensors file with the weights of a named network."""
     hardware: Annotated[str | None, arg(metavar="HARDWARE")] = None
-    """Hardware by name, or a TOML, JSON or CSV file; the environment's own when not given."""
+    """Hardware by name, a TOML, JSON or CSV file, or package.module:Class; the environment's own
+    when not given."""
     metric: Annotated[str | None, arg(metavar="METRIC")] = None
     """What is limited: latency, energy, size, ...; the environment's own when not given."""
     budget: Annotated[str | None, arg(metavar="BUDGET")] = None
