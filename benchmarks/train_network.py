@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
-from haq_env.data import dataset_name
+from haq_env.data import DATASETS, dataset_name
 from haq_env.errors import InputError
 from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.resumable import train_in_pieces
@@ -72,13 +72,17 @@ class Settings:
     @property
     def command(self) -> str:
         """What makes these weights, without the places of a machine."""
-        shown: dict[str, Any] = {"network": self.network, "dataset": dataset_name(self.dataset)}
+        name, colon, _ = self.dataset.partition(":")
+        dataset = f"{name}:FOLDER" if colon and name in DATASETS else self.dataset
+        shown: dict[str, Any] = {"network": self.network, "dataset": dataset}
         if self.width != 1:
             shown["width"] = self.width
         if self.image_size is not None:
             shown["image_size"] = self.image_size
         shown |= {each.name: getattr(self.training, each.name) for each in fields(Training)}
         flags = [f"--{name.replace('_', '-')} {shlex.quote(str(v))}" for name, v in shown.items()]
+        flags += [f"--precision {self.precision}", *["--compiled"] * self.compiled]
+        flags += [f"--threads {torch.get_num_threads()}"]
         return " ".join(["python benchmarks/train_network.py", *flags])
 
 
@@ -125,10 +129,12 @@ def main() -> None:
     """Train."""
     keep_freed_memory()
     settings = tyro.cli(OmitArgPrefixes[Settings], description=__doc__)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     report = Report(Console(width=110))
     try:
+        if settings.threads is not None:
+            if settings.threads < 1:
+                raise InputError(f"threads must be 1 or more, not {settings.threads}.")
+            torch.set_num_threads(settings.threads)
         device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.benchmark = True  # all batches have one shape
         card = train_in_pieces(

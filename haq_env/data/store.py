@@ -122,7 +122,7 @@ def _open(path: Path) -> tuple[Splits, dict[str, Any]] | None:
             part: Split(images, np.asarray(labels))
             for part, (images, labels) in zip(PARTS, pairs, strict=True)
         }
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):  # the last for an empty file
         return None
     return splits, about
 

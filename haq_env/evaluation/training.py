@@ -91,7 +91,7 @@ class Epoch:
     seconds: float
     """Time that it took."""
     device: str
-    """What computed it."""
+    """What computed it, and how."""
 
 
 class Trainer:
@@ -113,7 +113,8 @@ class Trainer:
             thread 1.4 times for ResNet-20. It decides last digits.
 
     Raises:
-        InputError: there are fewer training images than a batch holds.
+        InputError: there are fewer training images than a batch holds, or nothing can be compiled
+            here.
     """
 
     def __init__(
@@ -139,10 +140,12 @@ class Trainer:
         self._held_out = Images(data.val, data, device)
         # torch knows this call, but its annotations do not
         self.module: nn.Module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._forward: Callable[[torch.Tensor], torch.Tensor] = (
-            torch.compile(self.module) if compiled else self.module
-        )
-        self._about = _device_name(device) + (", compiled" if compiled else "")
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = self.module
+        if compiled:
+            _check_compiler(device)
+            self._forward = torch.compile(self.module)
+        arithmetic = "bfloat16" if self._narrow else "float32"
+        self._about = ", ".join([_device_name(device), arithmetic, *["compiled"] * compiled])
         self._average = _average(module, training.ema)
         self._optimizer = torch.optim.SGD(
             parameter_groups(module, training.weight_decay),
@@ -273,6 +276,14 @@ def _average(module: nn.Module, decay: float) -> AveragedModel | None:
         return None
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     return AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+
+
+def _check_compiler(device: torch.device) -> None:
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # many kinds, and most of them torch's own
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"training steps cannot be compiled here: {line}") from error
 
 
 def _device_name(device: torch.device) -> str:

@@ -62,7 +62,8 @@ def find_trained(
         if checkpoint is not None:
             raise InputError("a checkpoint goes with a network's name, not with a module.")
         return Trained(layers or _traced(network, dataset))
-    path = _weights(network, name) if checkpoint is None else Path(checkpoint)
+    folder = ":FOLDER" if isinstance(dataset, str) and ":" in dataset and name in DATASETS else ""
+    path = _weights(network, name, folder) if checkpoint is None else Path(checkpoint)
     about = _about(path)
     if about.get("network") != network:
         raise InputError(f"{path} holds weights of {about.get('network')!r}, not of {network!r}.")
@@ -104,7 +105,12 @@ def bundled_pairs() -> list[tuple[str, str]]:
 
 
 def training_command(network: str, dataset: str) -> str:
-    """Return the command that trains a network."""
+    """Return the command that trains a network.
+
+    Args:
+        network: its name.
+        dataset: the data set's, with ``:FOLDER`` if it has one.
+    """
     if dataset == "digits":
         return f"haq-env train {network} --dataset digits --out file.safetensors"
     return (
@@ -120,7 +126,7 @@ def network_names() -> list[str]:
     return [*NETWORKS, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def _weights(network: str, name: str) -> Path:
+def _weights(network: str, name: str, folder: str) -> Path:
     path = WEIGHTS / f"{network}_{name}.safetensors"
     if not path.exists():
         if network not in network_names():
@@ -128,7 +134,7 @@ def _weights(network: str, name: str) -> Path:
         pairs = ", ".join(f"{n} for {d}" for n, d in bundled_pairs())
         raise InputError(
             f"no trained weights of network {network!r} for data set {name!r} are bundled (there "
-            f"are: {pairs}). Make them with `{training_command(network, name)}` and give "
+            f"are: {pairs}). Make them with `{training_command(network, name + folder)}` and give "
             "checkpoint='file.safetensors', or give your own trained torch module as the network."
         )
     return path
