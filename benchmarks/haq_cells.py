@@ -21,7 +21,6 @@ from haq_env.data.store import digest
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.cache import EvaluationCache
-from haq_env.evaluation.recipe import Inference
 from haq_env.evaluation.trained import Answer, TrainedEvaluator
 from haq_env.final import choose
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
@@ -48,7 +47,7 @@ class Protocol:
     val_images: int
     test_images: int
     tier: str
-    inference: Inference
+    inference: str
     search: Recipe
     final: Recipe
     final_seeds: tuple[int, ...]
@@ -58,8 +57,9 @@ class Protocol:
     device: str
     threads: int
     images: str
-    files: tuple[str, ...]
+    note: str
     answers: int
+    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,15 @@ class Watched(TrainedEvaluator):
         self._watch("evaluation", answer.seconds)
         return answer
 
+    def arithmetic(self, bits: Bits | None) -> str:
+        """Return what measures a policy on this machine: ``"int8"`` or ``"float"``."""
+        return "float" if bits is None else self.bench.paths.name
+
     def final(self, bits: Bits | None, recipe: Recipe, seed: int) -> dict[str, float]:
         """Finetune and measure, unless the answer is on the disk already."""
         policy = None if bits is None else bits.tolist()
         asked = {
+            "arithmetic": self.arithmetic(bits),
             "quantizer": None if bits is None else self.subject.quantizer,
             "policy": policy,
             "recipe": asdict(recipe),
@@ -257,6 +262,7 @@ class Lab:
         return Result(
             **asdict(job),
             weights=self.weights,
+            arithmetic=evaluator.arithmetic(bits),
             w_bits=digits[WEIGHT],
             a_bits=digits[ACTIVATION],
             val=tuple(each["val"] for each in finals),

@@ -6,32 +6,28 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import tyro
 from haq_cells import CHOOSING, Protocol
 
 from haq_env.agents.methods import search_method
-from haq_env.data import Dataset, dataset_name, load_dataset
+from haq_env.data import Dataset, dataset_argument, dataset_name, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.fingerprint import ANSWERS
-from haq_env.evaluation.recipe import Inference
 from haq_env.networks.bundled import find_trained
-from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, ordered_cells
-from haq_env.versions import versions_line
+from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, Result, ordered_cells
+from haq_env.search.bayesian import check_installed
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
 NETWORKS = ("mobilenet_v1_050", "resnet20", "mobilenet_v2_050", "mobilenet_v1", "mobilenet_v2")
 ON_DIGITS = ("mobilenet_v1", "mobilenet_v2")
 METHODS = ("haq-ddpg", "residual-ppo", "evolution", "ilp-fit")
-ARITHMETIC = {
-    "float": "floating point",
-    "int8": "integer arithmetic (floating point where a quantizer or layer has none)",
-    "auto": "integer arithmetic where that was faster",
-}
+ARITHMETIC = {"float": "in floating point", "int8": "with integer kernels"}
 QUICK_BLOCKS = ("edge-latency", "size")
 
 
@@ -81,7 +77,7 @@ class Settings(OfDataset):
     """Policies that each search may measure, the uniform policy included."""
     tier: str = "ptq_bn"
     """What measures a policy inside the search: ptq_bn or finetune."""
-    inference: Inference = "int8"
+    inference: Literal["int8", "float"] = "int8"
     """Arithmetic of every accuracy: int8 where there are integer kernels for it, or float."""
     search_steps: int | None = None
     """Gradient steps of that tier, if not its own."""
@@ -157,7 +153,8 @@ class Settings(OfDataset):
             device=torch.device(self.device).type,
             threads=self.threads,
             images=data.digest(),
-            files=tuple(data.about.get("files", ())),
+            note=data.note,
+            versions={"torch": torch.__version__, "numpy": np.__version__},
             answers=ANSWERS,
         )
 
@@ -169,11 +166,15 @@ def checked(settings: Settings) -> Settings:
             raise unknown_name("block", block, BLOCKS)
     for method in settings.methods:
         search_method(method)
+        if method == "bayesian":
+            check_installed()
     if settings.tier not in RECIPES:
         raise unknown_name("tier", settings.tier, RECIPES)
     for name in ("seeds", "evaluations", "candidates", "threads"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name} must be 1 or more, not {getattr(settings, name)}.")
+    if settings.search_seed < 0:
+        raise InputError(f"search_seed must be 0 or more, not {settings.search_seed}.")
     if settings.final.epochs < 0 or settings.final.batch_size < 1:
         raise InputError("epochs must not be negative, and batch_size 1 or more.")
     find_device(settings.device)
@@ -228,9 +229,18 @@ def shown_cells(settings: Settings, run: Iterable[Cell]) -> list[Cell]:
 
 def images(settings: Settings) -> Dataset:
     """Load the data set as the networks were trained on it, cut to the images to be measured on."""
-    first = settings.networks[0]
-    about = find_trained(first, settings.dataset, settings.checkpoint(first))
-    data = load_dataset(settings.dataset, **dict(about.dataset_options))
+    options = {}
+    for network in settings.networks:
+        about = find_trained(network, settings.dataset, settings.checkpoint(network))
+        options[network] = dict(about.dataset_options)
+    first = options[settings.networks[0]]
+    for network, other in options.items():
+        if other != first:
+            raise InputError(
+                f"{network} was trained on images with {other}, and {settings.networks[0]} with "
+                f"{first}: run them one by one, into other folders."
+            )
+    data = load_dataset(settings.dataset, **first)
     parts = {"val": settings.val_images, "test": settings.test_images}
     cut = {
         part: split.first(min(count, len(split)))
@@ -240,10 +250,10 @@ def images(settings: Settings) -> Dataset:
     return replace(data, **cut)
 
 
-def heading(settings: Settings, protocol: Protocol) -> str:
+def heading(settings: Settings, protocol: Protocol, rows: Iterable[Result]) -> str:
     """Say what was run, so that it can be repeated."""
     final, search = protocol.final, protocol.search
-    given = [f"--dataset {settings.name}{':FOLDER' if ':' in settings.dataset else ''}"]
+    given = [f"--dataset {dataset_argument(settings.dataset)}"]
     given += [f"--evaluations {settings.evaluations} --tier {settings.tier}"]
     given += [f"--inference {settings.inference}"]
     given += [f"--{k.replace('_', '-')} {v}" for k, v in asdict(settings.final).items()]
@@ -258,9 +268,10 @@ def heading(settings: Settings, protocol: Protocol) -> str:
         given.append("--weights FOLDER")
     for name in ("networks", "blocks", "methods"):
         given.append(f"--{name} {shlex.join(getattr(settings, name))}")
-    made_with = versions_line()
-    again = " (CIFAR-10's, encoded again as JPEG)" if ".jpg" in protocol.files else ""
-    arithmetic = ARITHMETIC[protocol.inference]
+    made_with = ", ".join(f"{name} {number}" for name, number in protocol.versions.items())
+    note = f" ({protocol.note})" if protocol.note else ""
+    used = sorted({(row.quantizer, row.arithmetic) for row in rows if row.quantizer})
+    arithmetic = ", ".join(f"of {quantizer} bits {ARITHMETIC[how]}" for quantizer, how in used)
     image_error = 100 * 0.5 / protocol.test_images**0.5
     return f"""# HAQ's Tables 3 to 6, on {protocol.dataset}
 
@@ -276,8 +287,8 @@ def heading(settings: Settings, protocol: Protocol) -> str:
   learning rate {final.learning_rate} with a cosine to zero; seeds
   {", ".join(map(str, protocol.final_seeds))}; {protocol.candidates} candidate(s) a search
   (seed {CHOOSING} chooses, on held-out images).
-- Accuracies are top-1 in percent on {protocol.test_images:,} test images{again},
-  which chose nothing, measured in {arithmetic};
+- Accuracies are top-1 in percent on {protocol.test_images:,} test images{note},
+  which chose nothing, measured {arithmetic or "nowhere yet"};
   ± is the standard error over finetuning seeds. That of the images is up to {image_error:.2f}
   points.
 - Gain: searched minus uniform, paired seed by seed. "best on held-out" is the method that is best

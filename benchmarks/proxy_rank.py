@@ -35,6 +35,7 @@ from result_files import read
 from rich.console import Console
 
 import haq_env
+from haq_env.data import dataset_argument
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation.bench import find_device
 from haq_env.memory import keep_freed_memory
@@ -153,17 +154,22 @@ def interval(found: Estimate) -> str:
 
 def report(settings: Settings, studies: list[Study]) -> Path:
     """Write the tables and all numbers; return the file of the tables."""
-    command = " ".join(["python benchmarks/proxy_rank.py", f"--dataset {settings.name}"])
+    command = f"python benchmarks/proxy_rank.py --dataset {dataset_argument(settings.dataset)}"
+    command += f" --networks {' '.join(settings.networks)} --hardware {settings.hardware}"
+    command += "" if settings.weights is None else " --weights FOLDER"
+    command += f" --sensitivities {' '.join(settings.sensitivities)}"
     options = ("policies", "draw", "budget", "seeds", "seed", "step_rate", "device", "threads")
     command += "".join(f" --{n.replace('_', '-')} {getattr(settings, n)}" for n in options)
     command += f" --epochs {settings.final.epochs:g} --steps {' '.join(map(str, settings.steps))}"
+    notes = {study.note for study in studies if study.note}
     parts = [
         f"# Proxies of the accuracy after finetuning, on {settings.name}\n\n`{command}`"
         f"{' (--quick: not for the record)' if settings.quick else ''}\n\n"
         "In brackets: 95 % bootstrap intervals over policies. Sensitivities: minus the predicted "
         f'sum. "{CEILING}" is one seed on the images of the proxies against another seed on those '
         "of the truth: what a whole finetuning would tell. By chance, a quarter of the best "
-        f"quarter is in common.\n\nhaq-env {haq_env.__version__}, torch {torch.__version__}\n"
+        f"quarter is in common.\n\nhaq-env {haq_env.__version__}, torch {torch.__version__}"
+        f"{'; ' if notes else ''}{', '.join(notes)}\n"
     ]
     parts += [section(study) for study in studies]
     settings.results.mkdir(parents=True, exist_ok=True)

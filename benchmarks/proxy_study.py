@@ -146,6 +146,7 @@ class Study:
         else:
             self.policies = equal_cost(self.task, settings.policies, settings.seed)
         self.images = (len(data.val), len(data.test))
+        self.note = data.note
         digest = weights_digest(about.checkpoint)
         self.folder = settings.out / settings.name / f"{network}-{digest}"
         protocol = {
@@ -157,6 +158,7 @@ class Study:
             "images": self.images,
             "pixels": data.digest(),
             "answers": ANSWERS,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
         }
         if settings.draw == "budget":  # what costs the same depends on the machine
             protocol["hardware"] = str(settings.hardware)

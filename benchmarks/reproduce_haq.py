@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -182,6 +183,19 @@ def fill(settings: Settings, data: Dataset, protocol: Protocol, console: Console
     return True
 
 
+def same_arithmetic(rows: Iterable[Result]) -> None:
+    """Refuse to hold a policy that integers measured against one that floats did."""
+    first: dict[tuple[str, str], Result] = {}
+    for row in rows:
+        other = first.setdefault((row.network, row.quantizer), row)
+        if row.arithmetic != other.arithmetic:
+            raise InputError(
+                f"{row.key} was measured in {row.arithmetic} and {other.key} in "
+                f"{other.arithmetic}: on a machine without integer kernels give --inference float, "
+                "other --out and other --results."
+            )
+
+
 def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> Path:
     """Write tables and rows; return the file of the tables."""
     path = settings.results / f"{settings.name}.csv"
@@ -190,6 +204,7 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     # rows of weights that have been trained anew since are worth nothing beside these
     rows = {key: row for key, row in rows.items() if row.weights == now.get(key[0], row.weights)}
     rows |= {result.key: result for result in found.values()}
+    same_arithmetic(rows.values())
     write_results(rows.values(), path)
     ran = [row for row in rows.values() if row.block]
     others = [row.method for row in ran if row.method != UNIFORM]
@@ -198,7 +213,7 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     networks = list(dict.fromkeys(cell.network for cell in cells))
     blocks = list(dict.fromkeys(cell.block for cell in cells))
     claims = verdicts(board, networks, blocks)
-    parts = [heading(settings, protocol), "## Gains\n", gains_table(board, cells)]
+    parts = [heading(settings, protocol, rows.values()), "## Gains\n", gains_table(board, cells)]
     parts += ["## Claims\n", claims_table(claims)]
     shown = {row.network for row in rows.values()}
     parts += [network_section(board, name, blocks) for name in networks if name in shown]

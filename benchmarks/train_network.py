@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
-from haq_env.data import DATASETS, dataset_name
+from haq_env.data import dataset_argument, dataset_name
 from haq_env.errors import InputError
 from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.resumable import train_in_pieces
@@ -72,8 +72,7 @@ class Settings:
     @property
     def command(self) -> str:
         """What makes these weights, without the places of a machine."""
-        name, colon, _ = self.dataset.partition(":")
-        dataset = f"{name}:FOLDER" if colon and name in DATASETS else self.dataset
+        dataset = dataset_argument(self.dataset)
         shown: dict[str, Any] = {"network": self.network, "dataset": dataset}
         if self.width != 1:
             shown["width"] = self.width

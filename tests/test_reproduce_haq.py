@@ -45,7 +45,7 @@ TINY += ["--epochs", "0.1"]
 def row(cell: Cell, method: str, *test: float, cost: float = 4.0, val: float = 60.0) -> Result:
     block = BLOCKS[cell.block]
     return Result(
-        *cell, method, block.quantizer, "abc", "8448", "8448", 10, 0.0, 70.0, NAN,
+        *cell, method, block.quantizer, "abc", "int8", "8448", "8448", 10, 0.0, 70.0, NAN,
         (val,) * len(test), test, cost, 4.0, 8.0, cost, 8.0, 1.0,
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ def row(cell: Cell, method: str, *test: float, cost: float = 4.0, val: float = 6
 def eight(network: str, quantizer: str, *test: float) -> Result:
     nan = (NAN,) * 5
     return Result(
-        network, "", "", EIGHT, quantizer, "abc", "8888", "8888", 0, 0.0, NAN, NAN,
+        network, "", "", EIGHT, quantizer, "abc", "int8", "8888", "8888", 0, 0.0, NAN, NAN,
         test, test, *nan, 1.0,
     )  # fmt: skip
 
@@ -290,6 +290,15 @@ def test_published_rows_count_as_run_until_the_weights_are_others(modules, tmp_p
     write_results(published, tmp_path / "results" / "digits.csv")
     found = reproduce_haq.finished(settings)
     assert [(job.budget, job.method) for job in found] == [("w3a8", UNIFORM)]
+
+
+def test_integers_and_floats_are_not_held_against_each_other(modules):
+    (first, second, *_) = cells("mobilenet_v1", "size")
+    rows = [row(first, UNIFORM, 60.0), row(second, UNIFORM, 60.0)]
+    reproduce_haq = modules[2]
+    reproduce_haq.same_arithmetic(rows)
+    with pytest.raises(InputError, match=r"measured in float and .* in int8"):
+        reproduce_haq.same_arithmetic([rows[0], replace(rows[1], arithmetic="float")])
 
 
 def test_results_of_other_settings_are_not_mixed(modules, tmp_path):

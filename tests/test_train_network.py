@@ -157,6 +157,34 @@ def test_a_file_dropped_among_the_bundled_ones_works_by_name(unbroken, tmp_path,
         make_task("mobilenet_v1", tiny)
 
 
+def test_weights_are_not_measured_on_images_that_they_have_learned(tmp_path):
+    rng = np.random.default_rng(0)
+    part = Split(rng.integers(0, 256, (64, 3, 32, 32), dtype=np.uint8), np.arange(64) % 2)
+    about = {
+        "seed": 0,
+        "counts": {"train": 64, "val": 64, "test": 64},
+        "sha256": {"val": "a"},
+        "classes": ["cat", "dog"],
+    }
+    tiny = Dataset("tiny", 2, (0.5,) * 3, (0.25,) * 3, part, part, part, about)
+    out = tmp_path / "tiny.safetensors"
+    assert train_in_pieces("mobilenet_v1", tiny, out, Training(epochs=1, batch_size=32), width=0.25)
+
+    def accuracy(**changed):
+        data = replace(tiny, about={**about, **changed})
+        return make_task("mobilenet_v1", data, checkpoint=out).float_accuracy
+
+    assert 0 <= accuracy() <= 100
+    with pytest.raises(InputError, match=r"another split of data set 'tiny' \(seed 0, now 1\)"):
+        accuracy(seed=1)
+    with pytest.raises(InputError, match=r"another split of data set 'tiny' \(counts"):
+        accuracy(counts={"train": 32, "val": 96, "test": 64})
+    with pytest.raises(InputError, match="for the classes cat, dog, and data set 'tiny' has car"):
+        accuracy(classes=["car", "ship"])
+    with pytest.warns(RuntimeWarning, match="trained on other files"):
+        accuracy(sha256={"val": "b"})
+
+
 # -- the recipe --------------------------------------------------------------------------------
 
 
@@ -165,6 +193,35 @@ def test_training_learns_the_digits(tmp_path):
     out = tmp_path / "v1.safetensors"
     card = train_in_pieces("mobilenet_v1", "digits", out, training, **DIGITS)
     assert card["accuracy"]["val"] > 60  # guessing gives 10
+
+
+@pytest.mark.slow
+def test_compiled_steps_train_alike_and_are_written_down(tmp_path):
+    if shutil.which("c++") is None:
+        pytest.skip("there is no C++ compiler")
+    training = Training(epochs=1, batch_size=64, augmentation="none")
+    cards = {}
+    for compiled in (False, True):
+        out = tmp_path / f"{compiled}.safetensors"
+        trained = train_in_pieces(
+            "mobilenet_v1", "digits", out, training, **DIGITS, compiled=compiled
+        )
+        cards[compiled] = trained
+    (plain,), (fast,) = (
+        list(csv.DictReader((tmp_path / f"{c}.csv").open())) for c in (False, True)
+    )
+    assert float(fast["loss"]) == pytest.approx(float(plain["loss"]), rel=0.01)
+    assert [each.endswith("float32, compiled") for each in cards[True]["devices"]] == [True]
+    assert [each.endswith("float32") for each in cards[False]["devices"]] == [True]
+
+
+def test_what_cannot_be_compiled_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no working compiler")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(InputError, match="cannot be compiled here: no working compiler"):
+        brief(tmp_path / "v2.safetensors", compiled=True)
 
 
 @pytest.mark.parametrize(("schedule", "rising"), [("cosine", 0.05), ("one-cycle", 0.25)])

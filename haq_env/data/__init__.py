@@ -2,6 +2,14 @@
 
 from haq_env.data.dataset import Dataset, Split
 from haq_env.data.handwritten import digits
-from haq_env.data.loading import DATASETS, dataset_name, load_dataset
+from haq_env.data.loading import DATASETS, dataset_argument, dataset_name, load_dataset
 
-__all__ = ["DATASETS", "Dataset", "Split", "dataset_name", "digits", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "dataset_argument",
+    "dataset_name",
+    "digits",
+    "load_dataset",
+]

@@ -124,6 +124,13 @@ class Dataset:
         """Channels, height and width of one image."""
         return self.train.images.shape[1:]
 
+    @property
+    def note(self) -> str:
+        """What has to be said beside an accuracy on these images; empty for most data sets."""
+        if self.name == "cifar10" and {".jpg", ".jpeg"} & {*self.about.get("files", ())}:
+            return "CIFAR-10's images, encoded again as JPEG"
+        return ""
+
     def digest(self) -> str:
         """Return 16 hexadecimal digits that name the images, labels and splits."""
         sha = hashlib.sha256()

@@ -57,6 +57,12 @@ def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
     return loaded
 
 
+def dataset_argument(dataset: str) -> str:
+    """Return a data set's name as a command takes it, with FOLDER for a place on this machine."""
+    name, colon, _ = dataset.partition(":")
+    return f"{name}:FOLDER" if colon and name in DATASETS else dataset
+
+
 def dataset_name(dataset: str | Dataset) -> str:
     """Return what a data set is called, without the path that it is read from."""
     if not isinstance(dataset, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -71,7 +72,7 @@ class Bench:
         self.images: dict[str, Images] = {
             part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")
         }
-        _check_classes(subject, data)
+        _check_weights(subject, data)
         check_size(dict(subject.build), data)
         module = _float_module(subject).to(device)
         sample = self.images["train"].batch(slice(0, 256))
@@ -228,13 +229,40 @@ def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
         )
 
 
-def _check_classes(subject: Subject, data: Dataset) -> None:
-    """See that weights for one set of classes are not used for another."""
+def _check_weights(subject: Subject, data: Dataset) -> None:
+    """See that weights are for these classes, and that none of the held-out images trained them."""
     classes = dict(subject.build).get("classes", data.classes)
     if classes != data.classes:
         raise InputError(
             f"{subject.checkpoint} is for {classes} classes, and data set {data.name!r} has "
             f"{data.classes}."
+        )
+    if subject.checkpoint is None:
+        return
+    from haq_env.networks.checkpoint import read_metadata
+
+    about = read_metadata(subject.checkpoint)
+    trained, used = about.get("images", {}), dict(data.about)
+    if trained.get("classes", used.get("classes")) != used.get("classes", trained.get("classes")):
+        raise InputError(
+            f"{subject.checkpoint} is for the classes {', '.join(trained['classes'])[:80]}, and "
+            f"data set {data.name!r} has {', '.join(used['classes'])[:80]}."
+        )
+    if about.get("dataset") != data.name or "sha256" not in trained or "sha256" not in used:
+        return
+    for name in ("seed", "counts"):
+        if trained.get(name) != used.get(name):
+            raise InputError(
+                f"{subject.checkpoint} was trained on another split of data set {data.name!r} "
+                f"({name} {trained.get(name)}, now {used.get(name)}): images that it has learned "
+                "would be held out. Load the data set as it was, or train it again."
+            )
+    if trained["sha256"]["val"] != used["sha256"]["val"]:
+        warnings.warn(
+            f"{subject.checkpoint} was trained on other files of data set {data.name!r} than "
+            "these: images that it has learned may be among the held-out ones.",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

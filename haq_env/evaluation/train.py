@@ -91,6 +91,7 @@ def train_float(
         "dataset": dataset_name(dataset),
         "dataset_options": options,
         "build": build,
+        "images": dict(data.about),
         "accuracy": {part: accuracy(module, images[part]) for part in images},
         "loss": loss,
         "training": {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from haq_env.data import DATASETS, Dataset, dataset_name, load_dataset
+from haq_env.data import DATASETS, Dataset, dataset_argument, dataset_name, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.layers import LayerTable
 from haq_env.networks import NETWORKS
@@ -62,8 +62,8 @@ def find_trained(
         if checkpoint is not None:
             raise InputError("a checkpoint goes with a network's name, not with a module.")
         return Trained(layers or _traced(network, dataset))
-    folder = ":FOLDER" if isinstance(dataset, str) and ":" in dataset and name in DATASETS else ""
-    path = _weights(network, name, folder) if checkpoint is None else Path(checkpoint)
+    given = dataset_argument(dataset) if isinstance(dataset, str) else name
+    path = _weights(network, name, given) if checkpoint is None else Path(checkpoint)
     about = _about(path)
     if about.get("network") != network:
         raise InputError(f"{path} holds weights of {about.get('network')!r}, not of {network!r}.")
@@ -109,7 +109,7 @@ def training_command(network: str, dataset: str) -> str:
 
     Args:
         network: its name.
-        dataset: the data set's, with ``:FOLDER`` if it has one.
+        dataset: the data set's, see `dataset_argument`.
     """
     if dataset == "digits":
         return f"haq-env train {network} --dataset digits --out file.safetensors"
@@ -126,7 +126,7 @@ def network_names() -> list[str]:
     return [*NETWORKS, *torchvision.models.list_models(module=torchvision.models)]
 
 
-def _weights(network: str, name: str, folder: str) -> Path:
+def _weights(network: str, name: str, given: str) -> Path:
     path = WEIGHTS / f"{network}_{name}.safetensors"
     if not path.exists():
         if network not in network_names():
@@ -134,7 +134,7 @@ def _weights(network: str, name: str, folder: str) -> Path:
         pairs = ", ".join(f"{n} for {d}" for n, d in bundled_pairs())
         raise InputError(
             f"no trained weights of network {network!r} for data set {name!r} are bundled (there "
-            f"are: {pairs}). Make them with `{training_command(network, name + folder)}` and give "
+            f"are: {pairs}). Make them with `{training_command(network, given)}` and give "
             "checkpoint='file.safetensors', or give your own trained torch module as the network."
         )
     return path

@@ -139,6 +139,7 @@ class Result:
         method: a search method, ``"uniform"``, or the reference: ``"float"``, ``"8 bits"``.
         quantizer: of the weights; empty for the float network.
         weights: digest of the checkpoint.
+        arithmetic: what measured the accuracies: ``"int8"`` kernels or ``"float"``.
         w_bits: a digit for each layer; empty for the float network.
         a_bits: likewise.
         evaluations: policies that the search has measured, the uniform one included.
@@ -153,7 +154,7 @@ class Result:
         eight: cost of 8 bits everywhere, likewise.
         counted: cost of the layers that the paper's table counts; NaN for a reference.
         counted_eight: the same of 8 bits.
-        seconds: that the search and the final finetuning took.
+        seconds: of the call that wrote this; what earlier calls or cells had measured took none.
     """
 
     network: str
@@ -162,6 +163,7 @@ class Result:
     method: str
     quantizer: str
     weights: str
+    arithmetic: str
     w_bits: str
     a_bits: str
     evaluations: int
