@@ -33,7 +33,7 @@ from rich.console import Console
 from haq_env.agents.methods import RESIDUAL, methods, search_method
 from haq_env.env import make_env
 from haq_env.errors import InputError
-from haq_env.files import replace_file
+from haq_env.files import replace_file, writing
 from haq_env.memory import keep_freed_memory
 from haq_env.processes import abandon, prepare_worker
 from haq_env.report.comparison import summary
@@ -275,7 +275,6 @@ def report(task: str, settings: Settings, console: Console) -> str:
             runs[run.task, run.method, run.seed] = run
     if not runs:
         return f"## {task}\n\nNot run.\n"
-    settings.results.mkdir(parents=True, exist_ok=True)
     ordered = [runs[key] for key in sorted(runs)]
     write_csv(ordered, path)
     known = references(task, ordered)
@@ -365,19 +364,20 @@ def main() -> None:
         if not settings.quick:
             published(settings)  # runs of another length are an error now
         failed = 0 if settings.report_only else fill(settings, console)
+        with writing(settings.results):
+            settings.results.mkdir(parents=True, exist_ok=True)
         parts = [report(task, settings, console) for task in reported(settings)]
+        made_with = versions_line(*PACKAGES, "sb3-contrib")
+        head = "# Agents and the methods they must beat\n\n`python benchmarks/compare_agents.py`"
+        head += f"{' --quick' if settings.quick else ''}\n\n{made_with}\n"
+        path = settings.results / "README.md"
+        replace_file(path, "\n".join([head, *parts]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: call it again to go on; finished runs are kept", file=sys.stderr)
         sys.exit(130)
-    made_with = versions_line(*PACKAGES, "sb3-contrib")
-    head = "# Agents and the methods they must beat\n\n`python benchmarks/compare_agents.py`"
-    head += f"{' --quick' if settings.quick else ''}\n\n{made_with}\n"
-    settings.results.mkdir(parents=True, exist_ok=True)
-    path = settings.results / "README.md"
-    path.write_text("\n".join([head, *parts]), encoding="utf-8")
     console.print(f"Written: {path}, raw runs and plots beside it.")
     sys.exit(failed > 0)
 

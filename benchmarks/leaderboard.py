@@ -5,7 +5,8 @@
 
 The protocol, and the commands that made the published table, are in benchmarks/LEADERBOARD.md.
 Exit codes of run: 0, 1 if a run has failed for good, 2 for input that cannot be used (with one line
-that says why), 130 after Ctrl-C.
+that says why), 130 after Ctrl-C. Of verify: the number of runs that are refused, 125 at most, and
+126 if a submission could not be executed at all.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class Run:
         wanted = set(cells)
         for row in store.rows():
             if row.state == "failed" and row.cell in wanted:
-                line = f"FAILED {row.cell}, {row.attempts} attempts: {row.error.splitlines()[-1]}"
+                error = row.error.splitlines()[-1]
+                line = f"FAILED {row.cell}, {row.attempts} attempts (--retry tries again): {error}"
                 console.print(line, markup=False, soft_wrap=True)
         return int(states["failed"] > 0)
 
@@ -137,7 +139,9 @@ def main(argv: list[str] | None = None) -> None:
         args=argv,
         config=(OmitArgPrefixes, FlagCreatePairsOff),
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):  # the latter when a terminal is closed, not on Windows
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         code = command.run(Console(width=None if sys.stdout.isatty() else 110))
     except InputError as error:

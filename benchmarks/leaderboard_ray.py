@@ -56,7 +56,11 @@ def timed(cells: list[Cell], folder: Path, engine: Engine) -> float:
 def main() -> None:
     """Measure both, and print one line each."""
     settings = tyro.cli(Settings, description=__doc__)
-    from ray.cluster_utils import Cluster
+    try:
+        from ray.cluster_utils import Cluster
+    except ModuleNotFoundError:
+        print("error: Ray is not installed: pip install 'haq-env[ray]'", file=sys.stderr)
+        sys.exit(2)
 
     seeds = range(100, 100 + settings.runs)  # tuning seeds: nothing here is for publishing
     cells = [Cell(settings.track, "random", seed, settings.evaluations) for seed in seeds]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,10 +14,10 @@ from typing import Annotated
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.protocol import SEEDS, Outcome, find_track
+from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Outcome, find_track
 from haq_env.versions import versions
 
 MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
@@ -55,8 +57,10 @@ class Submit:
     """Seeds that settings were tuned on, 100 and above."""
     environment_changed: str = ""
     """What was changed in the environments."""
-    hours: float = 0.0
-    """Wall time of all runs together."""
+    hours: float | None = None
+    """Processor hours of all runs together; what the store says when not given."""
+    overwrite: Annotated[bool, FlagCreatePairsOff] = False
+    """Replace the submission that is in the folder."""
 
     def run(self, console: Console) -> int:
         """Write the folder."""
@@ -71,7 +75,13 @@ class Submit:
             raise InputError(f"a setting is NAME=VALUE, not {wrong[0]!r}.")
         for track in self.tracks:
             find_track(track)
+        if self.hours is not None and not 0 <= self.hours < math.inf:
+            raise InputError(f"hours must be 0 or more, not {self.hours}.")
         outcomes = chosen(Store(self.store, create=False).outcomes(), self.tracks, self.methods)
+        missing = {*self.methods} - {outcome.cell.method for outcome in outcomes}
+        if missing:
+            raise InputError(f"{self.store} has no finished run of {min(missing)!r} to submit.")
+        hours = sum(each.wall for each in outcomes) / 3600 if self.hours is None else self.hours
         manifest = Manifest(
             title=self.title,
             authors=self.authors,
@@ -81,11 +91,13 @@ class Submit:
             tuning_seeds=self.tuning_seeds,
             environment_changed=self.environment_changed,
             hardware=f"{platform.machine()}, {os.cpu_count()} processors",
-            seconds=3600 * self.hours,
+            seconds=round(3600 * hours, 1),
             versions=versions(*PACKAGES),
         )
-        submission = write_submission(self.out, manifest, outcomes)
+        submission = write_submission(self.out, manifest, outcomes, overwrite=self.overwrite)
         console.print(f"Written: {self.out}, {len(submission.claims)} runs.", highlight=False)
+        for line in holes(outcomes):
+            console.print(line, highlight=False, markup=False)
         return 0
 
 
@@ -109,10 +121,16 @@ class Verify:
 
     def run(self, console: Console) -> int:
         """Print one line for each run, and write verified.json into each folder."""
-        if self.jobs < 1:
-            raise InputError(f"jobs must be 1 or more, not {self.jobs}.")
-        failures = sum(self._one(folder, console) for folder in submissions(self.folders))
-        return min(failures, MOST_FAILURES)
+        failures, broken = 0, False
+        for folder in submissions(self.folders):
+            try:
+                if self.jobs < 1:
+                    raise InputError(f"jobs must be 1 or more, not {self.jobs}.")
+                failures += self._one(folder, console)
+            except InputError as error:  # not of the submission: of this machine, or of a flag
+                print(f"error: {folder}: {' '.join(str(error).split())}", file=sys.stderr)
+                broken = True
+        return MOST_FAILURES + 1 if broken else min(failures, MOST_FAILURES)
 
     def _one(self, folder: Path, console: Console) -> int:
         from haq_env.leaderboard.submission import read_submission
@@ -152,10 +170,10 @@ class Verify:
                 published=published,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        known = () if published is None else published.refused
+        fine = None if published is None else {run.cell for run in published.runs}
         refused = failures = 0
         for verdict in verdicts:
-            again = any(line.startswith(f"refused: {verdict.cell};") for line in known)
+            again = fine is not None and verdict.cell not in fine
             say(f"{verdict}{' (as it is published)' if verdict.problems and again else ''}")
             refused += bool(verdict.problems)
             failures += bool(verdict.problems) and not again
@@ -178,7 +196,7 @@ class Report:
 
     def run(self, console: Console) -> int:
         """Write the files."""
-        from haq_env.files import writing
+        from haq_env.files import replace_file, writing
         from haq_env.leaderboard.curves import curves
         from haq_env.leaderboard.page import write_page
         from haq_env.leaderboard.standings import Standings
@@ -188,7 +206,14 @@ class Report:
         from haq_env.leaderboard.verify import check_published
         from haq_env.report.runs import write_csv
 
-        folders = submissions(self.folders)
+        folders = []
+        for folder in submissions(self.folders):
+            if (folder / FILE).exists():
+                folders.append(folder)
+            elif self.folders:
+                raise InputError(f"{folder} has no {FILE}: verify it first.")
+            else:
+                console.print(f"left out: {folder}, which nobody has verified", highlight=False)
         verified = load_all(folders)
         for folder in folders:
             try:
@@ -196,11 +221,10 @@ class Report:
             except InputError as error:
                 raise InputError(f"{folder}: {error}") from error
         standings = Standings(verified)
-        runs = curves(standings)
+        runs, table, text = curves(standings), self.out / "README.md", markdown(verified, standings)
         with writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            table = self.out / "README.md"
-            table.write_text(markdown(verified, standings), encoding="utf-8")
+        replace_file(table, text)
         files = [table, write_page(verified, self.out / "index.html", standings)]
         files.append(write_csv(runs, self.out / "curves.csv"))
         if self.tensorboard is not None:
@@ -229,13 +253,28 @@ def chosen(
     return [best[key] for key in sorted(best)]
 
 
+def holes(outcomes: Sequence[Outcome]) -> list[str]:
+    """Say which entries would get no place for their seeds, a line for each."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for outcome in outcomes:
+        cell = outcome.cell
+        seeds.setdefault((cell.track, cell.method), set()).add(cell.seed)
+    lines = []
+    for (track, method), own in sorted(seeds.items()):
+        missing = sorted({*range(max(FEWEST_SEEDS, max(own) + 1))} - own)
+        if missing:
+            numbers = ", ".join(map(str, missing))
+            lines.append(f"{track}, {method}: no place without seeds {numbers}")
+    return lines
+
+
 def submissions(folders: Sequence[Path]) -> list[Path]:
     """Return the folders that were named, or all there are.
 
     Raises:
         InputError: there is none.
     """
-    found = list(folders) or sorted(path for path in SUBMISSIONS.glob("*") if path.is_dir())
+    found = list(folders) or sorted(path for path in SUBMISSIONS.glob("[!.]*") if path.is_dir())
     if not found:
         raise InputError(f"there is no submission in {SUBMISSIONS}: name a folder.")
     return found

@@ -17,6 +17,7 @@ def outcome_to_json(outcome: Outcome) -> str:
         "charge": outcome.charge,
         "repeats": outcome.repeats,
         "seconds": outcome.seconds,
+        "wall": outcome.wall,
     }
     return json.dumps(record, allow_nan=False)
 
@@ -36,6 +37,7 @@ def outcome_from_json(cell: Cell, text: str) -> Outcome:
             float(record["charge"]),
             int(record["repeats"]),
             float(record["seconds"]),
+            float(record.get("wall", 0)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the outcome of {cell} is damaged ({error!r}).") from error

@@ -105,6 +105,7 @@ class Outcome:
         charge: what was computed before the first evaluation, in evaluations.
         repeats: evaluations of a policy that this run had measured before.
         seconds: outside the evaluator.
+        wall: in all; evaluations that the cache knew took none. 0 where nobody has noted it.
     """
 
     cell: Cell
@@ -113,6 +114,7 @@ class Outcome:
     charge: float = 0.0
     repeats: int = 0
     seconds: float = 0.0
+    wall: float = 0.0
 
     def best_after(self, evaluations: int) -> Step:
         """Return the best policy of the first ``evaluations``."""

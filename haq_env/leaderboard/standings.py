@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -243,11 +243,32 @@ class Standings:
         return None
 
 
+def _policies(submissions: Sequence[Verified]) -> dict[tuple[str, str, str], Scored]:
+    """Give every policy one score, whoever has found it.
+
+    Processors add in different orders, and the answers for one policy may differ by an image. The
+    numbers of `OWN` are taken before others, then those of the first name; ones with test
+    accuracies before ones without.
+    """
+    known: dict[tuple[str, str, str], Scored] = {}
+    for each in sorted(submissions, key=lambda each: (each.name != OWN, each.name)):
+        for policy in (policy for run in each.runs for _, policy in run.steps):
+            first = known.setdefault(_key(policy), policy)
+            if policy.test and not first.test:
+                known[_key(policy)] = policy
+    return known
+
+
+def _key(policy: Scored) -> tuple[str, str, str]:
+    return policy.track, policy.w_bits, policy.a_bits
+
+
 def _entries(
     submissions: Sequence[Verified],
 ) -> tuple[dict[str, list[VerifiedRun]], dict[str, str]]:
     """Gather runs by entry, and the titles of the submissions that entries are from."""
     ordered = sorted(submissions, key=lambda each: each.name)
+    known = _policies(submissions)
     owners: dict[str, list[str]] = {}
     for each in ordered:
         for method in sorted({run.cell.method for run in each.runs}):
@@ -260,6 +281,7 @@ def _entries(
                 raise InputError(f"{run.cell} is outside the protocol: it is for tuning.")
             method = run.cell.method
             name = method if len(owners[method]) == 1 else f"{method} ({each.name})"
-            entries.setdefault(name, []).append(run)
+            same = tuple((number, known[_key(policy)]) for number, policy in run.steps)
+            entries.setdefault(name, []).append(replace(run, steps=same))
             titles[name] = each.title
     return dict(sorted(entries.items())), titles

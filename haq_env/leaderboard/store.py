@@ -54,7 +54,6 @@ CREATE TABLE cells (
 _KEY = "track = ? AND method = ? AND seed = ? AND evaluations = ?"
 _FREE = "owner = NULL, machine = NULL, pid = NULL, started = NULL, beat = NULL"
 _MINE = f"{_KEY} AND owner = ? AND state = 'running'"
-_DIED = "the process that ran it ended (killed from outside, or out of memory?)."
 _Answer = TypeVar("_Answer")
 
 
@@ -114,8 +113,8 @@ class Store:
     def claim(self, owner: Owner, among: Sequence[Cell]) -> Cell | None:
         """Take the first of some runs that waits, or whose owner is dead.
 
-        From now on it is the owner's, and counts as one more attempt. A run that has been begun
-        `ATTEMPTS` times by processes that died is marked as failed instead.
+        From now on it is the owner's, and counts as one more attempt. One whose owner has died goes
+        on with the attempt that it was in: a sweep may be killed as often as one likes.
 
         Returns:
             The run; None if there is nothing to take now.
@@ -134,15 +133,14 @@ class Store:
                 if state == "running":
                     if about[0] == owner.token or not Owner(*about).gone():
                         continue
-                    if attempts >= ATTEMPTS:
-                        _set(connection, cell, f"state = 'failed', error = ?, {_FREE}", _DIED)
-                        continue
+                else:
+                    attempts += 1
                 _set(
                     connection,
                     cell,
-                    "state = 'running', attempts = attempts + 1, "
+                    "state = 'running', attempts = ?, "
                     "owner = ?, machine = ?, pid = ?, started = ?, beat = ?",
-                    *(owner.token, owner.machine, owner.pid, owner.started, time.time()),
+                    *(attempts, owner.token, owner.machine, owner.pid, owner.started, time.time()),
                 )
                 return cell
             return None

@@ -49,7 +49,7 @@ class Manifest:
         tuning_seeds: seeds that settings were tuned on, 100 and above.
         environment_changed: what was changed in the environments; empty if nothing.
         hardware: what it ran on.
-        seconds: wall time of all runs together.
+        seconds: time of all runs, added up.
         versions: package to version.
     """
 
@@ -96,7 +96,11 @@ class Submission:
 
 
 def write_submission(
-    folder: str | Path, manifest: Manifest, outcomes: Sequence[Outcome]
+    folder: str | Path,
+    manifest: Manifest,
+    outcomes: Sequence[Outcome],
+    *,
+    overwrite: bool = False,
 ) -> Submission:
     """Write a folder; it is there as a whole or not at all.
 
@@ -104,6 +108,7 @@ def write_submission(
         folder: must not exist yet, or be empty.
         manifest: who and how.
         outcomes: finished runs with published seeds.
+        overwrite: replace a submission that is there, and what was verified of it.
 
     Returns:
         What a reader will read.
@@ -114,17 +119,23 @@ def write_submission(
     folder = Path(folder)
     if not outcomes:
         raise InputError("there is no finished run to submit.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already: give another folder, or delete this one.")
+    if not folder.name:
+        raise InputError("a submission needs a folder of its own, whose name is its name.")
+    taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken and not (overwrite and (folder / MANIFEST).is_file()):
+        raise InputError(f"{folder} is there already: give another folder, or --overwrite.")
     tasks: dict[str, Task] = {}
     lines = []
     for outcome in outcomes:
         track = outcome.cell.track
         if track not in tasks:
             tasks[track] = find_track(track).task()
-        lines.append(json.dumps(_run_record(outcome, tasks[track]), allow_nan=False) + "\n")
+        try:
+            lines.append(json.dumps(_run_record(outcome, tasks[track]), allow_nan=False) + "\n")
+        except ValueError as error:
+            raise InputError(f"{outcome.cell} has a number that is none: {error}.") from error
     head = {"protocol": VERSION, "runs": len(lines), **asdict(manifest)}
-    scratch = folder.with_name(folder.name + ".part")
+    scratch = folder.with_name(f".{folder.name}.part")  # what a kill leaves is no submission
     try:
         with writing(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -134,6 +145,8 @@ def write_submission(
             (scratch / RUNS).write_text("".join(lines), encoding="utf-8")
         read_submission(scratch)  # what a reader would refuse is never put in place
         with writing(folder):
+            if overwrite:
+                shutil.rmtree(folder, ignore_errors=True)
             scratch.replace(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

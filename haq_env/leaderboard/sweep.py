@@ -59,11 +59,14 @@ def cells_of(
             outside the protocol.
     """
     from haq_env.agents.methods import search_method
+    from haq_env.search.bayesian import check_installed
 
     for track in tracks:
         find_track(track)
     for method in methods:
         search_method(method)
+        if method == "bayesian":
+            check_installed()  # now, and not in every run
     check_seeds(seeds)
     if not 1 <= evaluations <= MOST_EVALUATIONS:
         raise InputError(f"evaluations must be 1 to {MOST_EVALUATIONS}, not {evaluations}.")
@@ -126,9 +129,11 @@ def sweep(
                 else:  # another sweep has the rest, and may die
                     time.sleep(POLL)
     finally:
-        engine.close()
-        with suppress(InputError):  # what cannot be given back is taken when this process is gone
-            store.release(owner)
+        try:
+            engine.close()
+        finally:  # also when a second Ctrl-C ends the closing
+            with suppress(InputError):  # what cannot be given back is taken when we are gone
+                store.release(owner)
 
 
 def _open(store: Store, cells: Sequence[Cell]) -> int:

@@ -133,11 +133,13 @@ def verify(
 def check_published(submission: Submission, published: Verified) -> None:
     """See that verified numbers are of a submission as it stands; nothing is executed.
 
-    Whoever writes a submission may write this file too. What it says of runs must be what was
-    submitted; only its accuracies and costs are then left to be executed.
+    Whoever writes a submission may write this file too. Every submitted run must be in it or be
+    refused in it, what it says of runs must be what was submitted, and costs must be those of the
+    policies; only the accuracies are then left to be executed.
 
     Raises:
-        InputError: they are of another submission, or a run in them is not the submitted one.
+        InputError: they are of another submission, a run in them is not the submitted one, or a
+            cost is wrong.
     """
     about = submission.manifest
     if published.digests != submission.digests:
@@ -163,6 +165,32 @@ def check_published(submission: Submission, published: Verified) -> None:
             or any(not each.test for number, each in run.steps if number in scored)
         ):
             raise InputError(f"{run.cell} is not what was submitted: verify it again.")
+    ran = {run.cell for run in published.runs}
+    refused = [
+        cell
+        for line in published.refused
+        for cell in claimed
+        if line.startswith(f"refused: {cell};")
+    ]
+    each_once = len(ran) + len(refused) == len(claimed) and ran.union(refused) == {*claimed}
+    if len(refused) != len(published.refused) or not each_once:
+        raise InputError("a submitted run is neither in it nor refused, or both: verify it again.")
+    tasks = {track: find_track(track).task() for track in sorted(_tracks(submission.claims))}
+    for policy in published.policies:
+        _check_cost(policy, tasks[policy.track])
+
+
+def _check_cost(policy: Scored, task: Task) -> None:
+    bits = from_digits(policy.w_bits, policy.a_bits)
+    if len(bits) != len(task.layers):
+        raise InputError(f"a policy of {policy.track} is for another network: verify it again.")
+    cost = task.cost(bits)
+    for found, real in ((policy.cost, cost), (policy.cost_ratio, cost / task.budget.reference)):
+        if not math.isclose(found, real, rel_tol=COST_TOLERANCE):
+            raise InputError(
+                f"a policy of {policy.track} is said to cost {found:.9g}, and costs {real:.9g}: "
+                "verify it again."
+            )
 
 
 def scored_steps(outcome: Outcome) -> list[Step]:
