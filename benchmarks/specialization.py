@@ -15,15 +15,17 @@ The same is then shown for both MobileNets on ImageNet's shapes, from the cost t
 side of every layer is taken to lose 4^-bits, and no accuracy is claimed. Here the loss is the
 same for all, and not the name of the limit: within the latency of w4a4 the edge's policy loses a
 third less than the cloud's, and for that the cloud's is 5 percent faster on the edge than its own.
-Writes specialization.md and specialization.png into benchmarks/results.
+Writes specialization.md and specialization.png into benchmarks/results; for other data than the
+digits (--dataset cifar10:FOLDER --network mobilenet_v1_050) their names end in NETWORK_DATASET.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +35,11 @@ from rich.console import Console
 
 import haq_env
 from haq_env.budget import Budget
+from haq_env.data import dataset_argument, dataset_name, load_dataset
 from haq_env.errors import InputError
-from haq_env.evaluation.recipe import FINAL
+from haq_env.evaluation.recipe import FINAL, Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.files import replace_file
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
 from haq_env.memory import keep_freed_memory
@@ -62,6 +66,12 @@ NETWORKS = ("mobilenet_v1", "mobilenet_v2")  # of the tables without accuracy
 class Settings:
     """Search for three devices, and run every policy on all of them."""
 
+    network: str = "mobilenet_v1"
+    """A network with weights for the data set."""
+    dataset: str = "digits"
+    """digits, cifar10:FOLDER, or another data set."""
+    weights: Path | None = None
+    """Folder with NETWORK_DATASET.safetensors; the bundled weights when not given."""
     method: str = "ilp-fit"
     """Search method (see `haq_env.search.SEARCH`)."""
     evaluations: int = 20
@@ -72,6 +82,14 @@ class Settings:
     """Tier of the evaluator."""
     seed: int = 0
     """Of the searches and of the final finetuning."""
+    final_steps: int = FINAL.steps
+    """Gradient steps of the final finetuning."""
+    final_batch: int = FINAL.batch_size
+    """Images a step."""
+    final_rate: float = FINAL.learning_rate
+    """Learning rate of the first step."""
+    cache: Path | None = None
+    """SQLite file of evaluations, so that a killed run finds its answers again."""
     quick: bool = False
     """The tier ptq_bn, 6 evaluations and no final finetuning: under a minute."""
     out: Path = RESULTS
@@ -82,8 +100,41 @@ class Settings:
         """Whether results are written."""
         return not self.quick or self.out != RESULTS
 
+    @property
+    def stem(self) -> str:
+        """Name of the files, without their endings."""
+        if (self.network, self.dataset) == ("mobilenet_v1", "digits"):
+            return "specialization"
+        return f"specialization_{self.network}_{dataset_name(self.dataset)}".replace(":", "-")
+
+    @property
+    def final(self) -> Recipe:
+        """The final finetuning."""
+        return replace(
+            FINAL,
+            steps=self.final_steps,
+            batch_size=self.final_batch,
+            learning_rate=self.final_rate,
+        )
+
+    def task(self, device: str) -> Task:
+        """Return the task of a device."""
+        file = f"{self.network}_{dataset_name(self.dataset)}.safetensors".replace(":", "-")
+        return make_task(
+            self.network,
+            self.dataset,
+            device,
+            metric="latency",
+            budget=self.budget,
+            evaluator="ptq_bn" if self.quick else self.evaluator,
+            checkpoint=None if self.weights is None else self.weights / file,
+            cache=self.cache,
+        )
+
     def check(self) -> None:
         """Refuse what would only fail after the search."""
+        if self.evaluations < 1:
+            raise InputError(f"evaluations must be 1 or more, not {self.evaluations}.")
         SEARCH[self.method]
         if not re.fullmatch(r"w[1-8]a[1-8]", self.budget):
             raise InputError(f"budget must be that of a uniform policy (w4a4), not {self.budget}.")
@@ -114,20 +165,16 @@ def accuracies(task: Task, bits: list[Bits], settings: Settings) -> dict[str, li
     columns = {"val, %": [f"{task.evaluate(policy).accuracy:.2f}" for policy in bits]}
     if not settings.quick:
         assert isinstance(task.evaluator, TrainedEvaluator)
-        final = [task.evaluator.final(policy, FINAL, settings.seed) for policy in bits]
+        final = [task.evaluator.final(policy, settings.final, settings.seed) for policy in bits]
         columns["final: val, %"] = [f"{one['val']:.2f}" for one in final]
         columns["test, %"] = [f"{one['test']:.2f}" for one in final]
     return columns
 
 
 def searched(console: Console, settings: Settings) -> int:
-    """Search on the digits network, print and plot; return how many columns fail."""
-    tier = "ptq_bn" if settings.quick else settings.evaluator
+    """Search on the trained network, print and plot; return how many columns fail."""
     count = min(6, settings.evaluations) if settings.quick else settings.evaluations
-    tasks = {
-        device: make_task(hardware=device, metric="latency", budget=settings.budget, evaluator=tier)
-        for device in DEVICES
-    }
+    tasks = {device: settings.task(device) for device in DEVICES}
     found: dict[str, Bits] = {}
     for device, task in tasks.items():
         start = time.perf_counter()
@@ -151,7 +198,7 @@ def searched(console: Console, settings: Settings) -> int:
     }
     if settings.writes:
         settings.out.mkdir(parents=True, exist_ok=True)
-        plot_specialization(titles, first.layers, settings.out / "specialization.png")
+        plot_specialization(titles, first.layers, settings.out / f"{settings.stem}.png")
     return verdict(console, costs)
 
 
@@ -187,13 +234,13 @@ def main() -> None:
     settings = tyro.cli(Settings)
     torch.set_num_threads(1)  # sums depend on the number of threads; one repeats elsewhere
     console = Console(record=True, width=120)
+    start = time.perf_counter()
     try:
         settings.check()
+        missed = searched(console, settings)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    start = time.perf_counter()
-    missed = searched(console, settings)
     for network in NETWORKS:
         from_tables(console, network, settings.budget)
     console.print(
@@ -202,10 +249,14 @@ def main() -> None:
     )
     if not settings.writes:
         sys.exit(missed)
-    command = " ".join(["python benchmarks/specialization.py", *sys.argv[1:]])
-    head = f"# One policy for each device\n\n`{command}`\n\n![policies](specialization.png)\n\n"
-    text = f"{head}```\n{console.export_text()}```\n"
-    (settings.out / "specialization.md").write_text(text, encoding="utf-8")
+    given = shlex.join(sys.argv[1:]).replace(settings.dataset, dataset_argument(settings.dataset))
+    note = load_dataset(settings.dataset).note if ":" in settings.dataset else ""
+    head = f"# One policy for each device\n\n`python benchmarks/specialization.py {given}`".replace(
+        " `", "`"
+    )
+    head += f"\n\n{note}" if note else ""
+    head += f"\n\n![policies]({settings.stem}.png)\n\n"
+    replace_file(settings.out / f"{settings.stem}.md", f"{head}```\n{console.export_text()}```\n")
     sys.exit(missed)
 
 

@@ -1,22 +1,24 @@
 """Does an agent that has learned on one task beat uniform bits on another, with no search there?
 
     python benchmarks/transfer.py [--seeds 0 1 2] [--episodes 300] [--out runs/transfer]
+    python benchmarks/transfer.py --dataset cifar10:FOLDER \\
+        --networks mobilenet_v1_050 mobilenet_v2_050
 
-Agents learn on MobileNet-V1 and the edge accelerator (the embedded task). Each then decides once on
-tasks it has never seen: MobileNet-V2 (HAQ's claim), another device,
-another budget. Beside it: the uniform policy of equal cost, and what an agent of the same kind does
+Agents learn on MobileNet-V1 and the edge accelerator, on the digits or another data set. Each then
+decides once on tasks it has never seen: MobileNet-V2 (HAQ's claim), another device, another budget. Beside it: the uniform policy of equal cost, and what an agent of the same kind does
 that has learned nothing, since a residual one starts from a good table. Accuracies are those of the
-reward and, for seed 0, of the final finetuning on test images. Writes
-benchmarks/results/transfer.md; exits with 1 if a transferred residual agent is not better than
-uniform on MobileNet-V2.
+reward and, for the first seed, of the final finetuning on test images. Writes transfer.md (of other
+data than the digits transfer_DATASET.md) into benchmarks/results, where everything is as published;
+exits with 1 if a transferred residual agent is not better than uniform on MobileNet-V2.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from haq_env.data import dataset_argument, dataset_name, load_dataset
+from haq_env.errors import InputError
+from haq_env.evaluation.recipe import FINAL
+from haq_env.files import replace_file, writing
+from haq_env.memory import keep_freed_memory
+from haq_env.networks.bundled import find_trained
+
 RESULTS = Path(__file__).parent / "results"
-TARGETS: dict[str, dict[str, Any]] = {
-    "MobileNet-V2, edge": {"network": "mobilenet_v2"},
+OTHERS: dict[str, dict[str, Any]] = {  # on the network that was learned on
     "cloud": {"hardware": "bismo-cloud"},
     "BitFusion, w2a8": {"hardware": "bitfusion", "budget": "w2a8"},
     "edge, w2a2": {"budget": "w2a2"},
@@ -45,12 +53,60 @@ class Settings:
     """Environment and algorithm that are learned from; another one is HAQ-BISMO-Edge-v0:sac."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the agents that learn."""
+    dataset: str = "digits"
+    """digits, cifar10:FOLDER, or another data set that both networks are trained for."""
+    networks: tuple[str, str] = ("mobilenet_v1", "mobilenet_v2")
+    """The one that is learned on, and the one that is not."""
+    weights: Path | None = None
+    """Folder with NETWORK_DATASET.safetensors; the bundled weights when not given."""
+    evaluator: str = "finetune"
+    """Tier of the reward: finetune or ptq_bn."""
     episodes: int = 300
     """Evaluations they learn from, on the first task."""
     final_seeds: int = 3
     """Final finetunings of each policy, for the agent of the first seed."""
+    final_steps: int = FINAL.steps
+    """Gradient steps of each."""
+    final_batch: int = FINAL.batch_size
+    """Images a step."""
+    final_rate: float = FINAL.learning_rate
+    """Learning rate of the first step."""
     out: Path = Path("runs/transfer")
     """Folder of the trained agents and of the evaluation cache; what is there is used."""
+    results: Path = RESULTS
+    """Folder of the table."""
+
+    @property
+    def name(self) -> str:
+        """Of the data set, in files."""
+        return dataset_name(self.dataset).replace(":", "-")
+
+    def task(self, network: str) -> dict[str, Any]:
+        """Return what an environment is made with for a network, its hardware apart."""
+        file = f"{network}_{self.name}.safetensors"
+        return {
+            "network": network,
+            "dataset": self.dataset,
+            "checkpoint": None if self.weights is None else self.weights / file,
+            "evaluator": self.evaluator,
+            "cache": self.out / "cache.sqlite",
+        }
+
+    @property
+    def command(self) -> str:
+        """What repeats this."""
+        flags = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value == each.default or each.name in ("out", "results"):
+                continue
+            if each.name == "dataset":
+                value = dataset_argument(value)
+            if each.name == "weights":
+                value = "FOLDER"
+            values = value if isinstance(value, tuple) else (value,)
+            flags.append(f"--{each.name.replace('_', '-')} {shlex.join(map(str, values))}")
+        return " ".join(["python benchmarks/transfer.py", *flags])
 
 
 def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
@@ -58,10 +114,13 @@ def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
     from haq_env.agents.run import search_with_agent
     from haq_env.env import make_env
 
-    folder = settings.out / f"{id}-{algorithm}-{settings.episodes}-{seed}"
+    source = settings.networks[0]
+    about = f"{source}-{settings.name}-{settings.evaluator}"
+    first = "" if about == "mobilenet_v1-digits-finetune" else f"{about}-"
+    folder = settings.out / f"{first}{id}-{algorithm}-{settings.episodes}-{seed}"
     if not (folder / "settings.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        env = make_env(id, cache=settings.out / "cache.sqlite")
+        env = make_env(id, **settings.task(source))
         history = search_with_agent(
             env, algorithm, settings.episodes, seed, folder=folder, resume=True
         )
@@ -74,36 +133,57 @@ def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
 
 def main() -> None:
     """Learn, transfer, print, write."""
+    keep_freed_memory()
+    try:
+        failed = transferred(tyro.cli(Settings, description=__doc__))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: call it again to go on with the agents", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(failed)
+
+
+def transferred(settings: Settings) -> bool:
+    """Do it; return whether MobileNet-V2 is not better than with uniform bits."""
     import torch
 
     from haq_env.agents.algorithms import make_agent
     from haq_env.agents.transfer import Source, apply_agent, decide
     from haq_env.env import make_env
-    from haq_env.evaluation.recipe import FINAL
     from haq_env.final import finish
     from haq_env.versions import versions_line
 
-    settings = tyro.cli(Settings)
     torch.set_num_threads(1)
     console = Console(record=True, width=110)
     finals = tuple(range(1000, 1000 + settings.final_seeds))
+    recipe = replace(
+        FINAL,
+        steps=settings.final_steps,
+        batch_size=settings.final_batch,
+        learning_rate=settings.final_rate,
+    )
+    source, target = settings.networks
+    targets = {f"{target}, edge": {"network": target}, **OTHERS}
+    find_trained(target, settings.dataset, settings.task(target)["checkpoint"])  # now, not in hours
     failed = False
     for id, _, algorithm in (name.partition(":") for name in settings.sources):
         sources = [Source.open(learn(id, algorithm, seed, settings)) for seed in settings.seeds]
         table = Table(
             "target", "uniform", "untrained", *(f"seed {seed}" for seed in settings.seeds),
-            "final, test: uniform", "seed 0", title=f"{algorithm} from {id}",
+            "final, test: uniform", f"seed {settings.seeds[0]}",
+            title=f"{algorithm} from {id}, {source}",
         )  # fmt: skip
-        for name, given in TARGETS.items():
-            env = make_env(
-                id, **given, cache=settings.out / "cache.sqlite", scales=sources[0].scales
-            )
+        for name, given in targets.items():
+            about = {**settings.task(given.get("network", source)), **given}
+            env = make_env(id, **about, scales=sources[0].scales)
             uniform, fresh = decide(make_agent(algorithm, env, seed=0, warmup=0), env)
             trials = [apply_agent(source, env)[1] for source in sources]
-            if "V2" in name and "Residual" in id:
+            if "network" in given and "Residual" in id:
                 failed |= any(trial.accuracy <= uniform.accuracy for trial in trials)
             after = [
-                np.array(finish(env.task, bits, FINAL, finals).test)
+                np.array(finish(env.task, bits, recipe, finals).test)
                 for bits in (uniform.bits, trials[0].bits)
             ]
             table.add_row(
@@ -114,14 +194,17 @@ def main() -> None:
         console.print(table)
     console.print(
         f"{'NOT MET' if failed else 'met'}: every transferred residual agent beats uniform bits on "
-        "MobileNet-V2, without an evaluation there"
+        f"{target}, without an evaluation there"
     )
     console.print(f"top-1, %; {settings.episodes} episodes on the first task; {versions_line()}")
-    RESULTS.mkdir(exist_ok=True)
-    head = "# Transfer\n\n`python benchmarks/transfer.py`\n\n```\n"
-    text = head + console.export_text() + "```\n"
-    (RESULTS / "transfer.md").write_text(text, encoding="utf-8")
-    sys.exit(failed)
+    note = load_dataset(settings.dataset).note if settings.name != "digits" else ""
+    head = f"# Transfer\n\n`{settings.command}`\n\n{note}{chr(10) * 2 if note else ''}```\n"
+    of = "" if settings.name == "digits" else f"_{settings.name}"
+    path = settings.results / f"transfer{of}.md"
+    with writing(path):
+        settings.results.mkdir(parents=True, exist_ok=True)
+    replace_file(path, head + console.export_text() + "```\n")
+    return failed
 
 
 if __name__ == "__main__":
