@@ -1,15 +1,15 @@
 """Does an agent that has learned on one task beat uniform bits on another, with no search there?
 
     python benchmarks/transfer.py [--seeds 0 1 2] [--episodes 300] [--out runs/transfer]
-    python benchmarks/transfer.py --dataset cifar10:FOLDER \\
-        --networks mobilenet_v1_050 mobilenet_v2_050
+    python benchmarks/transfer.py --dataset cifar10:FOLDER --networks NETWORK NETWORK
 
 Agents learn on MobileNet-V1 and the edge accelerator, on the digits or another data set. Each then
-decides once on tasks it has never seen: MobileNet-V2 (HAQ's claim), another device, another budget. Beside it: the uniform policy of equal cost, and what an agent of the same kind does
-that has learned nothing, since a residual one starts from a good table. Accuracies are those of the
-reward and, for the first seed, of the final finetuning on test images. Writes transfer.md (of other
-data than the digits transfer_DATASET.md) into benchmarks/results, where everything is as published;
-exits with 1 if a transferred residual agent is not better than uniform on MobileNet-V2.
+decides once on tasks it has never seen: MobileNet-V2 (HAQ's claim), another device, another budget.
+Beside it: the uniform policy of equal cost, and what an agent of the same kind does that has
+learned nothing, since a residual one starts from a good table. Accuracies are those of the reward
+and, for the first seed, of the final finetuning on test images. Writes transfer.md (of other data
+than the digits transfer_DATASET.md) into --results; exits with 1 if a transferred residual agent is
+not better than uniform on MobileNet-V2.
 """
 
 from __future__ import annotations

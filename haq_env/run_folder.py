@@ -16,7 +16,8 @@ from haq_env.task import Task
 from haq_env.versions import versions
 
 NETWORK = "network.safetensors"
-_FILES = ("episodes.csv", "agent.pt", "policy.json", NETWORK)  # what a run must not lose
+# what a run must not lose
+_FILES = ("episodes.csv", "episodes.measured.csv", "agent.pt", "policy.json", NETWORK)
 
 
 def open_folder(

@@ -185,7 +185,7 @@ def make_task(
         network, dataset = _users_own(network, dataset)
     found = find_trained(network, dataset, checkpoint, layers)
     costs = cost_table(hardware, found.layers)
-    space = BitSpace.of(found.layers, bits, weights_only=quantizer == "kmeans")
+    space = BitSpace.of(found.layers, bits, weights_only=_weights_only(quantizer))
     limit = Budget.of(costs, space, budget, metric, fill_up=fill_up)
     if isinstance(evaluator, str) and evaluator not in RECIPES:
         raise unknown_name("evaluator", evaluator, RECIPES)
@@ -243,6 +243,15 @@ def make_task(
     if inference != "float":
         settings["inference"] = inference
     return Task(found.layers, costs, limit, space, recipe, settings)
+
+
+def _weights_only(quantizer: str) -> bool:
+    """Tell whether a quantizer leaves activations in float: they have no bits then."""
+    if quantizer in ("linear", "kmeans"):  # known without loading torch
+        return quantizer == "kmeans"
+    from haq_env.quantization import QUANTIZERS
+
+    return bool(getattr(QUANTIZERS[quantizer], "weights_only", False))
 
 
 def _cache(path: str | Path | None) -> EvaluationCache | None:

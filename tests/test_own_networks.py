@@ -215,6 +215,118 @@ def test_a_cache_tells_quantizers_apart_that_differ_at_one_width(tmp_path, monke
     assert found[0].accuracy > found[1].accuracy + 10
 
 
+class Viewed(nn.Module):
+    """Flattens by a view, as LeNet and AlexNet often do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(4))
+        self.fc = nn.Linear(8 * 7 * 7, 10)
+
+    def forward(self, images):
+        features = self.conv(self.stem(images).relu())
+        return self.fc(features.view(features.size(0), -1))
+
+
+class PreActivated(nn.Module):
+    """Residual sums that are written into what the first ReLU has read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.relu, self.relu2 = nn.ReLU(), nn.ReLU()
+        self.conv1, self.conv2 = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images):
+        out = self.stem(images)
+        inner = self.conv2(self.relu2(self.conv1(self.relu(out))))
+        out += inner
+        return self.head(out.relu().mean((2, 3)))
+
+
+class ByKeyword(nn.Module):
+    """Calls a convolution by keyword, and adds what another one gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.down = (nn.Conv2d(c, 8, 3, padding=1) for c in (3, 8, 8))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, images):
+        out = self.stem(images).relu()
+        inner = self.conv(input=out)
+        return self.head((inner + self.down(out)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Viewed, PreActivated, ByKeyword])
+@pytest.mark.parametrize("inference", ["float", "int8"])
+def test_networks_of_every_habit_are_finetuned_and_measured(kind, inference):
+    torch.manual_seed(0)
+    network = kind()
+    for evaluator in (SHORT, replace(SHORT, steps=0)):
+        task = make_task(network, noise(), evaluator=evaluator, inference=inference, budget="w4a4")
+        answers = task.evaluate_batch([task.uniform(), task.space.highest])
+        assert all(0 <= each.accuracy <= 100 for each in answers)
+    # at 8 bits the fused network answers what the float one does, nearly
+    quantized = task.evaluator.bench.network
+    images = task.evaluator.bench.images["val"].batch(slice(0, 16))
+    with torch.no_grad():
+        quantized.restore()
+        quantized.float_mode()
+        exact = network.eval()(images)
+        assert torch.allclose(quantized.eval()(images), exact, atol=1e-4)
+        quantized.set_policy(task.space.highest)
+        assert torch.allclose(quantized(images), exact, atol=0.05 * float(exact.abs().max()))
+
+
+class WeightsOnly(LinearQuantizer):
+    """Leaves activations in float."""
+
+    weights_only = True
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.activation_bits = range(0)
+
+
+class FiveToEight(LinearQuantizer):
+    """Defines five activation bits and more."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.activation_bits = range(5, 9)
+
+
+def test_a_quantizer_of_weights_alone_has_no_activation_bits_to_choose(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS._entries, "weights", WeightsOnly)
+    task = make_task(quantizer="weights", evaluator="ptq_bn", budget="w3a8")
+    assert (task.uniform()[:, 1] == 8).all()
+    assert len(task.space.steps) == len(task.layers) - 2
+
+
+def test_a_quantizer_with_widths_of_its_own_is_searched_and_cached(monkeypatch, tmp_path):
+    monkeypatch.setitem(QUANTIZERS._entries, "wide", FiveToEight)
+    task = make_task(
+        quantizer="wide", evaluator="ptq_bn", bits=(5, 8), budget="w6a6",
+        cache=tmp_path / "cache.sqlite",
+    )  # fmt: skip
+    _, highest = task.evaluate_batch([task.uniform(), task.space.highest])
+    assert highest.accuracy > 90
+    assert np.isfinite(measure_sensitivity(task, "output_kl").table[1:-1, :, 4:]).all()
+
+
+def test_a_network_that_cannot_be_copied_is_one_line():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.utils.weight_norm(nn.Conv2d(8, 8, 3)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+    task = make_task(network, noise(), evaluator=SHORT, budget="w8a8")
+    with pytest.raises(InputError, match="the network cannot be copied"):
+        task.evaluate(task.uniform())
+
+
 # -- settings ----------------------------------------------------------------------------------
 
 
@@ -355,7 +467,8 @@ def test_only_the_workers_of_an_abandoned_pool_are_ended():
 
 
 @pytest.mark.slow
-def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads():
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads(evaluated):
     script = """
         import gymnasium as gym
         import numpy as np
@@ -365,7 +478,10 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads():
         from haq_env.task import make_task
 
         task = make_task(evaluator="ptq_bn")
-        task.evaluate(task.uniform())
+        if EVALUATED:
+            task.evaluate(task.uniform())
+        else:  # its own training, say
+            torch.nn.Conv2d(64, 64, 3)(torch.randn(64, 64, 32, 32)).sum().backward()
         envs = gym.make_vec("HAQ-BISMO-Edge-v0", 2, "async", evaluator="ptq_bn",
                             vector_kwargs={"context": "fork"})
         envs.reset(seed=0)
@@ -376,7 +492,7 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads():
         envs.close()
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        [sys.executable, "-c", textwrap.dedent(script).replace("EVALUATED", str(evaluated))],
         capture_output=True,
         text=True,
         timeout=300,

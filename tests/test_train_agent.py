@@ -31,6 +31,7 @@ from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.trained import Answer, TrainedEvaluator
 from haq_env.final import choose
 from haq_env.layers import Layer, LayerTable
+from haq_env.networks.bundled import WEIGHTS
 from haq_env.policy import Policy
 from haq_env.run_folder import open_folder
 from haq_env.search.history import History
@@ -529,6 +530,39 @@ def settings_of(**changed):
     return Search(algo="ddpg", episodes=2, **changed).record()
 
 
+def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path, monkeypatch, capsys, no_evaluation):
+    file = tmp_path / "mine.safetensors"
+    shutil.copy(WEIGHTS / "mobilenet_v1_digits.safetensors", file)
+    argv = ["--algo", "ddpg", "--episodes", "2", "--checkpoint", str(file)]
+    argv += ["--out", str(tmp_path / "run"), "--resume"]
+    kept = {**settings_of(checkpoint=file), "weights": "others"}
+    open_folder(tmp_path / "run", kept, resume=False, overwrite=False)
+    line = refused(monkeypatch, capsys, *argv)
+    assert "cannot resume" in line
+    assert "weights was 'others' and is now" in line
+
+
+def test_a_frozen_network_is_refused_before_the_search_and_not_after_it(
+    tmp_path, monkeypatch, capsys, no_evaluation
+):
+    code = """
+import haq_env.networks as networks
+from haq_env.networks.bundled import WEIGHTS
+from haq_env.networks.checkpoint import load_checkpoint, read_metadata
+
+def net(**_):
+    path = WEIGHTS / "mobilenet_v1_digits.safetensors"
+    module = networks.load_network("mobilenet_v1", **read_metadata(path)["build"])
+    load_checkpoint(path, module)
+    return module.requires_grad_(False)
+"""
+    (tmp_path / "frozen_mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    argv = ["--network", "frozen_mine:net", "--evaluator", "ptq_bn", "--out", str(tmp_path / "run")]
+    assert "or give --final-steps 0" in refused(monkeypatch, capsys, *argv)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_is_there_is_neither_mixed_with_another_nor_lost(
     a_run, monkeypatch, capsys, no_evaluation
 ):
@@ -742,6 +776,32 @@ def crash_at(monkeypatch, agent_class, owner, method, after, call):
         raise Crash
 
     monkeypatch.setattr(owner, method, crashing)
+
+
+def test_a_second_crash_while_catching_up_loses_no_measurement(tmp_path, monkeypatch):
+    measured: list[bytes] = []
+    limit = [13]
+
+    def measure(self, bits, best=0.0):
+        if len(measured) >= limit[0]:
+            raise Crash
+        measured.append(bits.tobytes())
+        return Answer(float(bits.mean()), 0.0, False)
+
+    monkeypatch.setattr(TrainedEvaluator, "measure", measure)
+    folder = made(tmp_path / "run")
+    crashes = 0
+    while True:  # PPO is saved after ten episodes: up to nine are played again
+        env = gym.make("HAQ-BISMO-Edge-v0").unwrapped
+        try:
+            search_with_agent(env, "ppo", 24, 0, folder=folder, resume=True)
+            break
+        except Crash:
+            crashes += 1
+            limit[0] = max(limit[0], len(measured)) + 1
+    assert crashes > 5
+    assert len(measured) == len(set(measured))
+    assert not (folder / "episodes.measured.csv").exists()
 
 
 @pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])

@@ -15,10 +15,12 @@ from haq_env.agents.algorithms import WARMUP, make_agent
 from haq_env.agents.checkpoint import load_agent, restore_generators, save_agent
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
+from haq_env.files import replace_file
 from haq_env.search.history import History, Trial, measure, trial_of
 from haq_env.task import Task
 
 Progress = Callable[[History], None]
+MEASURED = "episodes.measured.csv"  # beside the log, while a resumed run catches up
 
 
 def search_with_agent(
@@ -70,15 +72,11 @@ def search_with_agent(
     if log is not None and state is not None:
         resume = resume and _can_go_on(log, state)
         if not resume:
-            state.unlink(missing_ok=True)
-            log.unlink(missing_ok=True)
+            for path in (state, log, log.with_name(MEASURED)):
+                path.unlink(missing_ok=True)
     if resume and state is not None and log is not None:
         done = load_agent(agent, state)
-        # also those after the agent was saved: it will play the same episodes again
-        known = History.read(log)
-        known.check(env.task)
-        for trial in known:
-            env.task.remember(trial.bits, trial.accuracy)
+        _remember(log, env.task)
         history = History.load(log, keep=done + 1)
     elif prepare is not None:
         prepare(agent)
@@ -97,9 +95,28 @@ def search_with_agent(
             )
             if state is not None:
                 save_agent(agent, state)
+        if log is not None:
+            log.with_name(MEASURED).unlink(missing_ok=True)
     except KeyboardInterrupt:
         history.interrupted = True  # asked for: what has been found is returned
     return history
+
+
+def _remember(log: Path, task: Task) -> None:
+    """Let a task answer for all that was measured before a kill.
+
+    The agent goes on from where it was saved and plays the episodes after that again. The log is
+    cut back to there, so a copy keeps them until they are played: the next kill may come sooner.
+    """
+    copy = log.with_name(MEASURED)
+    known = History.read(log)
+    if copy.exists() and len(History.read(copy)) >= len(known):
+        known = History.read(copy)
+    else:
+        replace_file(copy, log.read_bytes())
+    known.check(task)
+    for trial in known:
+        task.remember(trial.bits, trial.accuracy)
 
 
 def episode_trial(task: Task, info: Mapping[str, Any]) -> Trial:

@@ -190,7 +190,8 @@ class Search:
         torch.set_num_threads(self.threads)
         source = None if self.transfer_from is None else Source.open(self.transfer_from)
         env = self._environment(source)
-        open_folder(self.out, self.record(), resume=self.resume, overwrite=self.overwrite)
+        settings = {**self.record(), **self._weights(env.task)}
+        open_folder(self.out, settings, resume=self.resume, overwrite=self.overwrite)
         task = env.task
         budget = task.budget
         console.print(
@@ -229,7 +230,31 @@ class Search:
                 f"{self.env} has an evaluator of its own ({type(env.task.evaluator).__name__}) and "
                 "no network for a final finetuning: use haq_env.agents.run.search_with_agent."
             )
+        network = env.task.evaluator.subject.network
+        frozen = not isinstance(network, str) and not any(
+            parameter.requires_grad for parameter in network.parameters()
+        )
+        if frozen and self.final_steps:
+            raise InputError(
+                "the network has no parameter that requires a gradient, so nothing can be "
+                "finetuned in the end: unfreeze it, or give --final-steps 0."
+            )
         return env
+
+    def _weights(self, task: Task) -> dict[str, str]:
+        """Return a digest of weights that are not the package's: a resumed run has the same."""
+        from haq_env.evaluation.fingerprint import digest
+        from haq_env.evaluation.trained import TrainedEvaluator
+
+        assert isinstance(task.evaluator, TrainedEvaluator)
+        network = task.evaluator.subject.network
+        if self.checkpoint is not None:
+            return {"weights": digest([("file", self.checkpoint.read_bytes())])}
+        if isinstance(network, str):
+            return {}
+        tensors = network.state_dict().items()
+        content = ((n, t.cpu().contiguous().numpy().tobytes()) for n, t in tensors)
+        return {"weights": digest(content)}
 
     def _search(self, env: QuantizationEnv, source: Source | None, console: Console) -> History:
         from haq_env.agents.run import search_with_agent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -66,7 +66,6 @@ class Bench:
         from haq_env.evaluation.paths import Paths
         from haq_env.quantization.network import QuantizedNetwork
 
-        _survive_forks()
         device = find_device(subject.device)
         data = load_dataset(subject.dataset, **dict(subject.dataset_options))
         self.images: dict[str, Images] = {
@@ -153,16 +152,19 @@ class Bench:
 
 
 @cache
-def _survive_forks() -> None:
+def survive_forks() -> None:
     """Let forked processes compute on one thread, as vector environments of Gymnasium do.
 
     OpenMP's threads do not exist in the copy of a process that had used them, which would wait for
     them for ever.
     """
-    import torch
+
+    def in_child() -> None:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
 
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+        os.register_at_fork(after_in_child=in_child)
 
 
 def check_device(name: str) -> None:
@@ -268,7 +270,9 @@ def _check_weights(subject: Subject, data: Dataset) -> None:
 
 def _float_module(subject: Subject) -> nn.Module:
     if not isinstance(subject.network, str):
-        return copy.deepcopy(subject.network)  # the user's own stays on its device
+        from haq_env.quantization.network import copied
+
+        return copied(subject.network)  # the user's own stays on its device
     from haq_env.networks import load_network
     from haq_env.networks.checkpoint import load_checkpoint
 

@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq_env.networks.graphs import evaluation_mode
-from haq_env.policy import uniform
 from haq_env.quantization.batchnorm import recalibrate_batchnorm
 from haq_env.quantization.fusion import follow
 from haq_env.quantization.layers import QuantLayer
@@ -63,9 +62,7 @@ class Chain:
 
     def start(self, images: Tensor) -> Tensor:
         """Lay images out as the network does."""
-        if images.dim() == 4:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
+        return self.network.laid_out(images)
 
     def run(self, value: Tensor, first: int = 0) -> Iterator[Tensor]:
         """Yield what the parts return, from one of them on."""
@@ -106,7 +103,7 @@ class Chain:
     def _check(self, images: Tensor) -> None:
         """Compare with the whole network, with and without statistics of its own."""
         network = self.network
-        network.set_policy(uniform(len(network.layers), 4, 4))
+        network.set_policy(network.probe(4))
         others = [b for b in network.module.buffers() if id(b) not in _statistics(self.norms)]
         before = [buffer.clone() for buffer in others]
         results: list[list[Tensor]] = []

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haq_env.policy import ACTIVATION, MAX_BITS, MIN_BITS, Bits, uniform
+from haq_env.policy import MAX_BITS, MIN_BITS, Bits
 
 if TYPE_CHECKING:
     from haq_env.evaluation.finetune import Images
@@ -87,14 +87,8 @@ def _network(network: QuantizedNetwork, images: Mapping[str, Images]) -> Iterato
 def _widths(network: QuantizedNetwork) -> list[Bits]:
     quantizers = [layer.slot.quantizer for layer in network.quantized_layers]
     if all(type(one).__module__.startswith("haq_env.") for one in quantizers):
-        return [uniform(len(quantizers), 4, 4)]
-    policies = []
-    for width in range(MIN_BITS, MAX_BITS + 1):
-        bits = uniform(len(quantizers), width, width)
-        lowest = [one.activation_bits.start if one.activation_bits else 1 for one in quantizers]
-        bits[:, ACTIVATION] = np.maximum(bits[:, ACTIVATION], lowest)
-        policies.append(bits)
-    return policies
+        return [network.probe(4)]
+    return [network.probe(width) for width in range(MIN_BITS, MAX_BITS + 1)]
 
 
 def _data(images: Mapping[str, Images]) -> Iterator[Part]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.evaluation.batch import WorkerError, Workers, one_thread, own_modes
-from haq_env.evaluation.bench import Bench, Subject, check_device
+from haq_env.evaluation.bench import Bench, Subject, check_device, survive_forks
 from haq_env.evaluation.recipe import Evaluation, Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score
 from haq_env.policy import Bits, as_bits
@@ -101,6 +101,7 @@ class TrainedEvaluator:
         self._workers: Workers | None = None
         self._bench: Bench | None = None
         self._fingerprints: dict[int, str] = {}  # by number of threads
+        survive_forks()
         if subject.device != "cpu":
             check_device(subject.device)  # a wrong one is an error now, not at the first evaluation
 

@@ -149,9 +149,8 @@ def _find(network: nn.Module) -> _Found:
         if ceiling is not None:
             slots = [taker.slot for taker in takers if isinstance(taker, QuantLayer)]
             repeats = [slot for slot in slots if slot.quantizer.clips_like_relu(ceiling)]
-            # others may read what it has written in place
-            before = [] if not getattr(module, "inplace", False) else nodes
-            shared = any(len(read.users) > 1 for node in before for read in node.all_input_nodes)
+            # others may read what it has written in place, or write into what it hands on
+            shared = any(len(read.users) > 1 for node in nodes for read in node.all_input_nodes)
             if takers and len(repeats) == len(takers) and not shared:
                 found.relus[module] = tuple(repeats)
         if isinstance(module, QuantConv2d) and len(nodes) == len(takers) == 1:

@@ -163,8 +163,7 @@ def _fuse(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[_Stage]:
         if not isinstance(layer, QuantLayer):
             continue
         stage, chain = _follow(node, layer, modules)
-        source = node.args[0] if node.args else node.kwargs["input"]
-        arguments: tuple[Any, ...] = (kernels, len(stages), source)
+        arguments: tuple[Any, ...] = (kernels, len(stages), _source(node))
         function: Callable[..., Tensor] = _run
         place = node
         if stage.added is not None:
@@ -234,10 +233,15 @@ def _other_operand(add: fx.Node, chain: list[fx.Node]) -> fx.Node | None:
     between = chain[0].next
     while between is not add:
         # it could change the layer's input in place
-        if between not in chain and chain[0].args[0] in between.all_input_nodes:
+        if between not in chain and _source(chain[0]) in between.all_input_nodes:
             return None
         between = between.next
     return other if isinstance(other, fx.Node) else None
+
+
+def _source(node: fx.Node) -> Any:
+    """Return what a layer is called with."""
+    return node.args[0] if node.args else node.kwargs["input"]
 
 
 def _dies(node: fx.Node, chain: list[fx.Node], modules: dict[str, nn.Module]) -> bool:

@@ -48,6 +48,8 @@ class KMeansQuantizer:
         InputError: NaN or infinite weights.
     """
 
+    weights_only = True
+
     def __init__(self, layer: Layer, weight: Tensor, inputs: Tensor, settings: Settings) -> None:
         values = SortedValues(weight.detach().float().cpu().numpy(), f"weights of {layer.name!r}")
         self.centroid_update = settings.centroid_update

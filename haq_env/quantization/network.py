@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from haq_env.errors import InputError
 from haq_env.layers import LayerTable
-from haq_env.policy import Bits, as_bits
+from haq_env.policy import ACTIVATION, Bits, as_bits, uniform
 from haq_env.quantization import QUANTIZERS
 from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm
 from haq_env.quantization.calibration import sampling_stride
@@ -62,6 +62,7 @@ class QuantizedNetwork(nn.Module):
     Attributes:
         module: the network inside, with quantized layers.
         layers: the layer table.
+        channels_last: the memory layout; the plain one where a forward needs it.
         bits: the present policy, int64 [L, 2]; None in float mode.
         errors: mean squared errors of the float weights and inputs at every width.
 
@@ -87,13 +88,20 @@ class QuantizedNetwork(nn.Module):
         super().__init__()
         settings = Settings(clip, centroid_update)
         make = QUANTIZERS[quantizer]
-        self.module: nn.Module = _channels_last(_copied(module))
+        self.module: nn.Module = copied(module)
+        self.channels_last = True
+        _lay_out(self.module, torch.channels_last)
         self.eval()
         self.layers = layers
         self.quantizer = quantizer
         self.bits: Bits | None = None
         found = _find(self.module, layers)
-        inputs = self.record_inputs(found, calibration_images)
+        try:
+            inputs = self.record_inputs(found, calibration_images)
+        except RuntimeError:  # a forward may take views that only the plain layout has
+            self.channels_last = False
+            _lay_out(self.module, torch.contiguous_format)
+            inputs = self.record_inputs(found, calibration_images)
         cache = WeightCache(cache_bytes)
         self._layers: list[QuantLayer] = []
         for layer, part, sample in zip(layers, found, inputs, strict=True):
@@ -117,11 +125,25 @@ class QuantizedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the network on images [N, ...] with the present bits."""
-        if images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
         with _no_shortcuts():
-            output: Tensor = self.module(images)
+            output: Tensor = self.module(self.laid_out(images))
         return output
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Return images [N, ...] in the memory layout that the network computes in."""
+        if images.dim() != 4:
+            return images
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return images.contiguous(memory_format=layout)
+
+    def probe(self, width: int) -> Bits:
+        """Return the policy of one width for all, or the nearest that the quantizers define."""
+        bits = uniform(len(self.layers), width, width)
+        for row, layer in enumerate(self._layers):
+            allowed = layer.slot.quantizer.activation_bits
+            if allowed:
+                bits[row, ACTIVATION] = min(max(width, allowed.start), allowed.stop - 1)
+        return bits
 
     def set_policy(self, bits: ArrayLike | None) -> None:
         """Give every layer its bits; None switches quantization off.
@@ -248,19 +270,19 @@ def _no_shortcuts() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
+    """Return a copy of a network; raise InputError for one that cannot be copied."""
     try:
         return copy.deepcopy(module)
     except RuntimeError as error:  # torch.nn.utils.weight_norm keeps a weight that is computed
         raise InputError(f"the network cannot be copied: {error}") from error
 
 
-def _channels_last(module: nn.Module) -> nn.Module:
-    """Lay 4-D tensors out as convolutions on a CPU are fastest, and no slower elsewhere."""
+def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Lay 4-D tensors out; convolutions on a CPU are fastest with channels last."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.dim() == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
-    return module
+            tensor.data = tensor.data.to(memory_format=layout)
 
 
 @contextmanager

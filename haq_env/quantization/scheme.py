@@ -51,7 +51,9 @@ class LayerQuantizer(Protocol):
         weight_mse: mean squared error of the float weights at 1 to 8 bits, float64 [8].
         activation_mse: mean squared error of the sampled inputs at 1 to 8 bits, float64 [8];
             infinite where a width cannot be used, zero where activations stay in float.
-        activation_bits: the activation widths that can be used; empty where they are ignored.
+        activation_bits: the activation widths that can be used; empty where they are ignored. A
+            quantizer whose are always empty says so by a class attribute ``weights_only = True``:
+            a task then has no activation bits to choose, and pays for 8.
     """
 
     weight_mse: NDArray[np.float64]
