@@ -154,7 +154,7 @@ class Settings(OfDataset):
             threads=self.threads,
             images=data.digest(),
             note=data.note,
-            versions={"torch": torch.__version__, "numpy": np.__version__},
+            versions={"torch": torch.__version__.partition("+")[0], "numpy": np.__version__},
             answers=ANSWERS,
         )
 

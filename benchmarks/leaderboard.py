@@ -140,8 +140,9 @@ def main(argv: list[str] | None = None) -> None:
         config=(OmitArgPrefixes, FlagCreatePairsOff),
     )
     for name in ("SIGTERM", "SIGHUP"):  # the latter when a terminal is closed, not on Windows
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
     try:
         code = command.run(Console(width=None if sys.stdout.isatty() else 110))
     except InputError as error:

@@ -158,7 +158,7 @@ class Study:
             "images": self.images,
             "pixels": data.digest(),
             "answers": ANSWERS,
-            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+            "versions": {"torch": torch.__version__.partition("+")[0], "numpy": np.__version__},
         }
         if settings.draw == "budget":  # what costs the same depends on the machine
             protocol["hardware"] = str(settings.hardware)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from haq_env.data import dataset_argument
 from haq_env.errors import InputError
 from haq_env.files import replace_file, writing
 
@@ -48,6 +51,31 @@ def keep_settings(about: dict[str, Any], *paths: Path) -> None:
     for path in paths:
         if not path.exists():
             write(path, about)
+
+
+def command_line(script: str, settings: Any) -> str:
+    """Write the command that repeats a run: what is not the default, without places of a machine.
+
+    Args:
+        script: path of the benchmark.
+        settings: a dataclass; its fields of the type Path do not decide what comes out, but for
+            the folder of weights.
+    """
+    words = ["python", f"benchmarks/{Path(script).name}"]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        place = isinstance(value, Path)
+        if value == field.default or (place and field.name != "weights"):
+            continue
+        words.append(f"--{field.name.replace('_', '-')}")
+        if place:
+            words.append("FOLDER")
+        elif field.name == "dataset":
+            words.append(shlex.quote(dataset_argument(value)))
+        elif value is not True:
+            values = value if isinstance(value, tuple) else (value,)
+            words.append(shlex.join(map(str, values)))
+    return " ".join(words)
 
 
 def weights_digest(path: Path) -> str:

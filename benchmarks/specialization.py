@@ -22,7 +22,6 @@ digits (--dataset cifar10:FOLDER --network mobilenet_v1_050) their names end in 
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -31,11 +30,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from result_files import command_line
 from rich.console import Console
 
 import haq_env
 from haq_env.budget import Budget
-from haq_env.data import dataset_argument, dataset_name, load_dataset
+from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import FINAL, Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -249,11 +249,8 @@ def main() -> None:
     )
     if not settings.writes:
         sys.exit(missed)
-    given = shlex.join(sys.argv[1:]).replace(settings.dataset, dataset_argument(settings.dataset))
-    note = load_dataset(settings.dataset).note if ":" in settings.dataset else ""
-    head = f"# One policy for each device\n\n`python benchmarks/specialization.py {given}`".replace(
-        " `", "`"
-    )
+    note = load_dataset(settings.dataset).note
+    head = f"# One policy for each device\n\n`{command_line(__file__, settings)}`"
     head += f"\n\n{note}" if note else ""
     head += f"\n\n![policies]({settings.stem}.png)\n\n"
     replace_file(settings.out / f"{settings.stem}.md", f"{head}```\n{console.export_text()}```\n")

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: sums depend on th
 
 import numpy as np
 import tyro
+from result_files import command_line
 from rich.console import Console
 from rich.table import Table
 
-from haq_env.data import dataset_argument, dataset_name, load_dataset
+from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import FINAL
 from haq_env.files import replace_file, writing
@@ -91,22 +91,6 @@ class Settings:
             "evaluator": self.evaluator,
             "cache": self.out / "cache.sqlite",
         }
-
-    @property
-    def command(self) -> str:
-        """What repeats this."""
-        flags = []
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value == each.default or each.name in ("out", "results"):
-                continue
-            if each.name == "dataset":
-                value = dataset_argument(value)
-            if each.name == "weights":
-                value = "FOLDER"
-            values = value if isinstance(value, tuple) else (value,)
-            flags.append(f"--{each.name.replace('_', '-')} {shlex.join(map(str, values))}")
-        return " ".join(["python benchmarks/transfer.py", *flags])
 
 
 def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
@@ -197,13 +181,15 @@ def transferred(settings: Settings) -> bool:
         f"{target}, without an evaluation there"
     )
     console.print(f"top-1, %; {settings.episodes} episodes on the first task; {versions_line()}")
-    note = load_dataset(settings.dataset).note if settings.name != "digits" else ""
-    head = f"# Transfer\n\n`{settings.command}`\n\n{note}{chr(10) * 2 if note else ''}```\n"
+    note = load_dataset(settings.dataset).note
+    head = "\n\n".join(
+        ["# Transfer", f"`{command_line(__file__, settings)}`", *[note] * bool(note)]
+    )
     of = "" if settings.name == "digits" else f"_{settings.name}"
     path = settings.results / f"transfer{of}.md"
     with writing(path):
         settings.results.mkdir(parents=True, exist_ok=True)
-    replace_file(path, head + console.export_text() + "```\n")
+    replace_file(path, f"{head}\n\n```\n{console.export_text()}```\n")
     return failed
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def made(
     runs = []
     for track, (rank, method), seed in itertools.product(tracks, enumerate(methods), range(seeds)):
         task = find_track(track).task()
-        rng = np.random.default_rng([rank, seed])
+        rng = np.random.default_rng([zlib.crc32(name.encode()), rank, seed])
 
         def score(bits, track=track, task=task) -> Scored:
             w, a = ("".join(map(str, bits[:, side])) for side in (0, 1))

@@ -222,7 +222,9 @@ def test_every_row_has_the_same_search_and_finetuning_and_keeps_its_budget(unbro
     assert methods == {UNIFORM, "evolution", "haq-ddpg"}
     assert {key[3:] for key in found if not key[1]} == {(EIGHT, "linear"), ("float", "")}
     assert {len(each.test) for each in found.values()} == {2}
-    task = make_task(hardware="bitfusion", metric="latency", budget="w4a4", evaluator="ptq_bn")
+    task = make_task(
+        hardware="bitfusion", metric="latency", budget="w4a4", evaluator="ptq_bn", inference="int8"
+    )
     for method in methods:
         result = found[(*cell, method, "")]
         bits = np.array(

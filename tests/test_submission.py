@@ -17,7 +17,7 @@ from rich.console import Console
 from haq_env.errors import InputError
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard import judge
-from haq_env.leaderboard.commands import SUBMISSIONS, Report, Verify, chosen
+from haq_env.leaderboard.commands import SUBMISSIONS, Report, Verify, chosen, holes
 from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, checkpoints, find_track
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.standings import Standings
@@ -394,6 +394,9 @@ def forge(found: Verified, how: str) -> Verified:
         return replace(found, refused=(f"refused: {first.cell}; for no reason",))
     if how == "a run left out":
         return replace(found, runs=(first,))
+    if how == "a policy of another track":
+        other = replace(first.steps[0][1], track="digits-bismo-cloud-w3a2")
+        return replace(found, policies=(*found.policies, other))
     if how == "a cheaper policy":
         cheap = replace(first.steps[0][1], cost=0.5 * first.steps[0][1].cost)
         return with_policy(found, first.steps[0][1], cheap)
@@ -415,7 +418,7 @@ def with_policy(found: Verified, old: Scored, new: Scored) -> Verified:
     [
         *("a better policy for another run", "a run that was not submitted", "fewer evaluations"),
         *("another title", "another charge", "a run that is refused as well", "a run left out"),
-        "a cheaper policy",
+        *("a cheaper policy", "a policy of another track"),
     ],
 )
 def test_verified_numbers_that_were_brought_along_are_not_believed(
@@ -429,6 +432,32 @@ def test_verified_numbers_that_were_brought_along_are_not_believed(
         Report((submitted,), tmp_path / "report").run(Console())
     found.save(submitted / "verified.json")
     assert Report((submitted,), tmp_path / "report").run(Console()) == 0
+
+
+def test_a_submission_is_replaced_only_if_that_is_asked_for(submitted, outcomes, tmp_path):
+    (submitted / "verified.json").write_text("{}")
+    with pytest.raises(InputError, match="is there already"):
+        write_submission(submitted, ABOUT, outcomes[:1])
+    assert len(write_submission(submitted, ABOUT, outcomes[:1], overwrite=True).claims) == 1
+    assert not (submitted / "verified.json").exists()
+    foreign = tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "precious").touch()
+    with pytest.raises(InputError, match="is there already"):
+        write_submission(foreign, ABOUT, outcomes, overwrite=True)
+    assert (foreign / "precious").exists()
+
+
+def test_what_is_submitted_says_what_it_lacks(outcomes):
+    assert holes(outcomes) == [
+        f"{TRACK}, evolution: no place without seeds 1, 2, 3, 4",
+        f"{TRACK}, random: no place without seeds 0, 1, 2, 4",
+    ]
+
+
+def test_what_cannot_be_executed_is_no_number_of_refused_runs(submitted, choice, capsys):
+    assert Verify((submitted,), cache=choice.cache, jobs=0).run(Console()) == 126
+    assert "jobs must be 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("refused", [False, True])

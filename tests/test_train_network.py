@@ -112,7 +112,7 @@ def test_the_card_says_how_the_weights_were_made_and_what_they_are_worth(unbroke
     assert card["training"]["epochs"] == 3
     assert card["command"] == "the command"
     assert card["seconds"] > 0
-    assert card["devices"] == ["cpu, 1 threads"]
+    assert card["devices"] == ["cpu, 1 threads, float32"]
     assert "torch" in card["versions"]
     rows = list(csv.DictReader(unbroken.with_suffix(".csv").open()))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]

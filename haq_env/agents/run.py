@@ -76,7 +76,7 @@ def search_with_agent(
                 path.unlink(missing_ok=True)
     if resume and state is not None and log is not None:
         done = load_agent(agent, state)
-        _remember(log, env.task)
+        _remember(log, env.task, done + 1)
         history = History.load(log, keep=done + 1)
     elif prepare is not None:
         prepare(agent)
@@ -102,19 +102,20 @@ def search_with_agent(
     return history
 
 
-def _remember(log: Path, task: Task) -> None:
+def _remember(log: Path, task: Task, saved: int) -> None:
     """Let a task answer for all that was measured before a kill.
 
     The agent goes on from where it was saved and plays the episodes after that again. The log is
     cut back to there, so a copy keeps them until they are played: the next kill may come sooner.
     """
     copy = log.with_name(MEASURED)
-    known = History.read(log)
-    if copy.exists() and len(History.read(copy)) >= len(known):
-        known = History.read(copy)
-    else:
+    known, earlier = History.read(log), History.read(copy) if copy.exists() else History()
+    for each in (known, earlier):
+        each.check(task)  # what cannot be gone on with stays as it is
+    if len(earlier) >= len(known):
+        known = earlier
+    elif saved <= len(known):  # else the log is damaged, which loading it will say
         replace_file(copy, log.read_bytes())
-    known.check(task)
     for trial in known:
         task.remember(trial.bits, trial.accuracy)
 

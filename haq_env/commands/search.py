@@ -243,7 +243,9 @@ class Search:
 
     def _weights(self, task: Task) -> dict[str, str]:
         """Return a digest of weights that are not the package's: a resumed run has the same."""
-        from haq_env.evaluation.fingerprint import digest
+        import torch
+
+        from haq_env.evaluation.fingerprint import digest, raw
         from haq_env.evaluation.trained import TrainedEvaluator
 
         assert isinstance(task.evaluator, TrainedEvaluator)
@@ -252,9 +254,8 @@ class Search:
             return {"weights": digest([("file", self.checkpoint.read_bytes())])}
         if isinstance(network, str):
             return {}
-        tensors = network.state_dict().items()
-        content = ((n, t.cpu().contiguous().numpy().tobytes()) for n, t in tensors)
-        return {"weights": digest(content)}
+        tensors = [(n, t) for n, t in network.state_dict().items() if torch.is_tensor(t)]
+        return {"weights": digest(raw(name, tensor) for name, tensor in tensors)}
 
     def _search(self, env: QuantizationEnv, source: Source | None, console: Console) -> History:
         from haq_env.agents.run import search_with_agent

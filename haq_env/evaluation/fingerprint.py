@@ -71,9 +71,9 @@ def _network(network: QuantizedNetwork, images: Mapping[str, Images]) -> Iterato
     # what prints as "<function f at 0x7f...>" is at another place in every process
     yield "structure", re.sub(r" at 0x[0-9a-f]+", "", repr(network.module)).encode()
     for name, parameter in network.module.named_parameters():
-        yield _raw(f"{name}, trained: {parameter.requires_grad}", parameter)
+        yield raw(f"{name}, trained: {parameter.requires_grad}", parameter)
     for name, buffer in network.module.named_buffers():
-        yield _raw(name, buffer)
+        yield raw(name, buffer)
     # A forward is code and cannot be read: what it answers to a few images stands for it, and
     # with 4 bits for the quantizers as well. Quantizers of this package are one code for all
     # widths, and `ANSWERS` counts its versions; another's may treat every width in its own way.
@@ -81,7 +81,7 @@ def _network(network: QuantizedNetwork, images: Mapping[str, Images]) -> Iterato
     for bits in (None, *_widths(network)):
         network.set_policy(bits)
         with torch.no_grad():
-            yield _raw("answers", network(probe))
+            yield raw("answers", network(probe))
 
 
 def _widths(network: QuantizedNetwork) -> list[Bits]:
@@ -94,10 +94,11 @@ def _widths(network: QuantizedNetwork) -> list[Bits]:
 def _data(images: Mapping[str, Images]) -> Iterator[Part]:
     for part in ("train", "val"):  # as the network sees them: normalised
         for batch, labels in images[part].batches(128):
-            yield _raw(part, batch)
-            yield _raw(part, labels)
+            yield raw(part, batch)
+            yield raw(part, labels)
 
 
-def _raw(name: str, tensor: Tensor) -> Part:
+def raw(name: str, tensor: Tensor) -> Part:
+    """Return a tensor's content under its name, type and shape, for `digest`."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return f"{name}: {tensor.dtype} {list(tensor.shape)}", flat.view(torch.uint8).numpy().data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import secrets
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -108,8 +109,8 @@ class Verify:
     folders: Folders = ()
     sample: Annotated[int | None, arg(metavar="INT")] = None
     """Execute so many runs of each submission, drawn at random; writes nothing."""
-    seed: int = 0
-    """Of the draw."""
+    seed: int | None = None
+    """Of the draw; another one each time when not given: who foresees it could forge the rest."""
     check: bool = False
     """Write nothing, and compare with the verified numbers that are there."""
     scores_only: bool = False
@@ -158,7 +159,10 @@ class Verify:
                 with suppress(OSError):  # a file, or a folder of somebody else
                     (folder / FILE).unlink(missing_ok=True)
             return 1
-        choice = Choice(self.sample, self.seed, not self.scores_only, self.cache, self.jobs)
+        seed = secrets.randbelow(2**31) if self.seed is None else self.seed
+        if self.sample is not None:
+            say(f"{folder}: {self.sample} runs, drawn with --seed {seed}")
+        choice = Choice(self.sample, seed, not self.scores_only, self.cache, self.jobs)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(
             *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal

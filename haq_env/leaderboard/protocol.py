@@ -114,7 +114,7 @@ class Outcome:
     charge: float = 0.0
     repeats: int = 0
     seconds: float = 0.0
-    wall: float = 0.0
+    wall: float = field(default=0.0, compare=False)  # a replay takes another time
 
     def best_after(self, evaluations: int) -> Step:
         """Return the best policy of the first ``evaluations``."""

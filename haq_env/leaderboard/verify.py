@@ -134,8 +134,8 @@ def check_published(submission: Submission, published: Verified) -> None:
     """See that verified numbers are of a submission as it stands; nothing is executed.
 
     Whoever writes a submission may write this file too. Every submitted run must be in it or be
-    refused in it, what it says of runs must be what was submitted, and costs must be those of the
-    policies; only the accuracies are then left to be executed.
+    refused in it, what it says of runs must be what was submitted, policies must be allowed, and
+    costs must be theirs; only the accuracies are then left to be executed.
 
     Raises:
         InputError: they are of another submission, a run in them is not the submitted one, or a
@@ -176,7 +176,15 @@ def check_published(submission: Submission, published: Verified) -> None:
     if len(refused) != len(published.refused) or not each_once:
         raise InputError("a submitted run is neither in it nor refused, or both: verify it again.")
     tasks = {track: find_track(track).task() for track in sorted(_tracks(submission.claims))}
+    for claim in submission.claims:
+        cell = claim.outcome.cell
+        if cell in ran and (problems := _at_once(claim, tasks[cell.track])):
+            raise InputError(f"{cell} should have been refused: {problems[0]}; verify it again.")
     for policy in published.policies:
+        if policy.track not in tasks:
+            raise InputError(
+                f"it has a policy of {policy.track}, which no run is on: verify it again."
+            )
         _check_cost(policy, tasks[policy.track])
 
 
