@@ -1,5 +1,6 @@
 """Sweeps: nothing finished is lost, nothing is run twice, whoever dies and whenever."""
 
+import json
 import os
 import signal
 import sqlite3
