@@ -14,7 +14,7 @@ def keep_freed_memory() -> bool:
 
     A step of training can free more than glibc keeps. It gives the pages back, and at the next step
     the kernel must clear new ones: an epoch of MobileNet-V1 0.5 at 32 pixels, compiled on two
-    threads, took 71 s so, a third of it in the kernel, and 41 s with this setting. No result
+    threads, took 51 to 59 s so, a third of it in the kernel, and 32 to 34 s with this setting. No result
     changes. It is a setting of the whole process, so commands, benchmarks and worker processes
     make it, and importing this package does not.
 
