@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
 
     A step of training can free more than glibc keeps. It gives the pages back, and at the next step
     the kernel must clear new ones: an epoch of MobileNet-V1 0.5 at 32 pixels, compiled on two
-    threads, took 51 to 59 s so, a third of it in the kernel, and 32 to 34 s with this setting. No result
-    changes. It is a setting of the whole process, so commands, benchmarks and worker processes
-    make it, and importing this package does not.
+    threads, took 51 to 59 s so, a third of it in the kernel, and 32 to 34 s with this setting.
+    No result changes. It is a setting of the whole process, so commands, benchmarks and worker
+    processes make it, and importing this package does not.
 
     Returns:
         Whether the C library took it; others than glibc have no such setting.
