@@ -216,7 +216,12 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     parts = [heading(settings, protocol, rows.values()), "## Gains\n", gains_table(board, cells)]
     parts += ["## Claims\n", claims_table(claims)]
     shown = {row.network for row in rows.values()}
-    parts += [network_section(board, name, blocks) for name in networks if name in shown]
+    run_in = {(row.network, row.block) for row in ran}  # the first table says what was not run
+    parts += [
+        network_section(board, name, [block for block in blocks if (name, block) in run_in])
+        for name in networks
+        if name in shown
+    ]
     text = path.with_suffix(".md")
     replace_file(text, "\n".join(parts))
     return text
