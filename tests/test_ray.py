@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def nodes():
     made.shutdown()
 
 
+def runs_on(node) -> bool:
+    """Tell whether a worker of this node is computing a run: Ray gives it the task's name then."""
+    (raylet,) = node.all_processes["raylet"]
+    workers = Path(f"/proc/{raylet.process.pid}/task/{raylet.process.pid}/children").read_text()
+    for pid in workers.split():
+        with suppress(OSError):  # it has just ended
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::run_cell"):
+                return True
+    return False
+
+
 def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'haq-env\[ray\]'"):
@@ -68,18 +80,17 @@ def test_a_sweep_loses_a_node_and_completes_with_the_same_table(tmp_path, nodes)
     cells = [Cell("cheap", name, seed, 30) for seed in (0, 1) for name in methods]
     store = Store(tmp_path / "cluster")
     (victim,) = nodes.worker_nodes
-    kill = threading.Timer(0.3, nodes.remove_node, (victim,), {"allow_graceful": False})
-    done: list[Cell] = []
 
-    def tell(event) -> None:
-        if event.state == "done":
-            done.append(event.cell)
-        elif len(done) == 1 and kill.ident is None:  # both nodes are warm, and have a run now
-            kill.start()
+    def kill_in_the_middle_of_a_run() -> None:
+        while not runs_on(victim):
+            time.sleep(0.05)
+        nodes.remove_node(victim, allow_graceful=False)
 
     engine = cluster.RayCluster(nodes.address, tmp_path / "local")
     assert engine.slots() == 2
-    states = sweep(store, cells, engine, tracks={"cheap": CHEAP}, tell=tell)
+    kill = threading.Thread(target=kill_in_the_middle_of_a_run, daemon=True)
+    kill.start()
+    states = sweep(store, cells, engine, tracks={"cheap": CHEAP})
     kill.join()
     assert states == {"done": len(cells)}
     assert max(row.attempts for row in store.rows()) == 2  # of the run that the node took with it
