@@ -440,6 +440,9 @@ def test_a_submission_is_replaced_only_if_that_is_asked_for(submitted, outcomes,
         write_submission(submitted, ABOUT, outcomes[:1])
     assert len(write_submission(submitted, ABOUT, outcomes[:1], overwrite=True).claims) == 1
     assert not (submitted / "verified.json").exists()
+    (submitted / "notes.txt").touch()
+    with pytest.raises(InputError, match="is there already"):
+        write_submission(submitted, ABOUT, outcomes, overwrite=True)
     foreign = tmp_path / "photos"
     foreign.mkdir()
     (foreign / "precious").touch()

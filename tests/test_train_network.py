@@ -183,6 +183,10 @@ def test_weights_are_not_measured_on_images_that_they_have_learned(tmp_path):
         accuracy(classes=["car", "ship"])
     with pytest.warns(RuntimeWarning, match="trained on other files"):
         accuracy(sha256={"val": "b"})
+    part_of_it = {"counts": {"train": 9, "val": 9, "test": 9}, "sha256": {"val": "b"}}
+    own = replace(tiny, name="tiny:part", about={**about, **part_of_it})
+    with pytest.warns(RuntimeWarning, match="trained on other files"):
+        assert 0 <= make_task("mobilenet_v1", own, checkpoint=out).float_accuracy <= 100
 
 
 # -- the recipe --------------------------------------------------------------------------------

@@ -254,8 +254,9 @@ def _check_weights(subject: Subject, data: Dataset) -> None:
     same = str(about.get("dataset")).partition(":")[0] == data.name.partition(":")[0]
     if not same or "sha256" not in trained or "sha256" not in used:
         return
+    folder = ":" in data.name  # another one may be what is wanted; a known set is always the same
     for name in ("seed", "counts"):
-        if trained.get(name) != used.get(name):
+        if trained.get(name) != used.get(name) and not folder:
             raise InputError(
                 f"{subject.checkpoint} was trained on another split of data set {data.name!r} "
                 f"({name} {trained.get(name)}, now {used.get(name)}): images that it has learned "

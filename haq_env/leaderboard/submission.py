@@ -122,7 +122,8 @@ def write_submission(
     if not folder.name:
         raise InputError("a submission needs a folder of its own, whose name is its name.")
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if taken and not (overwrite and (folder / MANIFEST).is_file()):
+    ours = {MANIFEST, RUNS, "verified.json"}  # nothing else is deleted
+    if taken and not (overwrite and folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
         raise InputError(f"{folder} is there already: give another folder, or --overwrite.")
     tasks: dict[str, Task] = {}
     lines = []
