@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq_env.quantization.fusion import InPlaceBatchNorm2d, ceiling_of, follow
-from haq_env.quantization.kernel_check import check_kernels
-from haq_env.quantization.kernels import Grid, Kernel, Unsupported
+from haq_env.quantization.kernel_check import Unsupported, exact_weights
+from haq_env.quantization.kernels import Grid, Kernel
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
 
@@ -106,7 +106,7 @@ class IntegerProgram:
             Unsupported: the machine has no exact integer kernels, the network is not in float32
                 on the CPU, or it cannot be traced.
         """
-        check_kernels()
+        exact_weights()
         for parameter in network.module.parameters():
             if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
                 raise Unsupported("integer kernels need a float32 network on the CPU")

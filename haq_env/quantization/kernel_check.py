@@ -7,92 +7,81 @@ add pairs of 8-bit products in 16 bits, which saturates.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from haq_env.quantization.kernels import Unsupported
+from haq_env.quantization.products import FULL, HALF, After, Geometry, Product
 
 # channels, groups, kernel size, code of zero
-_CONVOLUTIONS = (
-    *((64, 1, 1, 0), (64, 1, 3, 0), (64, 64, 3, 0)),
-    *((64, 1, 1, 128), (16, 1, 3, 128), (32, 32, 3, 128)),
-)
+_DEPTHWISE = (64, 64, 3, 0), (32, 32, 3, 128)
+_OTHERS = (64, 1, 1, 0), (64, 1, 3, 0), (64, 1, 1, 128), (16, 1, 3, 128), (32, 2, 3, 0)
 _FAILURES = (AttributeError, RuntimeError, TypeError)
 
 
+class Unsupported(Exception):
+    """This network, policy or machine has no integer path; the message says why, in one line."""
+
+
 @cache
-def check_kernels() -> None:
-    """See once that the operators exist here and compute exactly what they are used for.
+def exact_weights(depthwise: bool = False) -> int:
+    """Return the largest weight code whose sums are exact here, whatever the inputs are.
+
+    It is 127, all there are at 8 bits, with VNNI, and 64 without it: a pair of products with
+    such weights still fits into 16 bits.
+
+    Args:
+        depthwise: of depthwise convolutions, which have kernels of their own.
 
     Raises:
-        Unsupported: they do not; floating point has to serve.
+        Unsupported: the operators do not exist here, or are not even exact for 64.
     """
-    reason = _fault()
-    if reason:
-        raise Unsupported(reason)
+    try:
+        for largest in (FULL, HALF):
+            if not _fault(largest, depthwise):
+                return largest
+    except _FAILURES as error:
+        raise Unsupported(f"torch has no integer kernels here ({type(error).__name__})") from error
+    raise Unsupported(f"{_fault(HALF, depthwise)} are not exact on this processor")
 
 
-def _fault() -> str:
-    ops: Any = torch.ops.onednn
-    none = torch.zeros(1, dtype=torch.int64)
-    for channels, groups, size, zero in _CONVOLUTIONS:
+def _fault(largest: int, depthwise: bool) -> str:
+    """Name what is not exact for weights up to the largest, if anything is."""
+    for channels, groups, size, zero in _DEPTHWISE if depthwise else _OTHERS:
         codes = _extremes(0, 255, 2, channels, 7, 7)
-        weight = _extremes(-127, 127, channels, channels // groups, size, size)
-        exact = F.conv2d((codes - zero).double(), weight.double(), None, 1, size // 2, 1, groups)
-        inputs = codes.to(torch.uint8).contiguous(memory_format=torch.channels_last)
+        weight = _extremes(-largest, largest, channels, channels // groups, size, size)
         geometry = [1, 1], [size // 2] * 2, [1, 1], groups
-        scale, shift = torch.ones(channels), torch.zeros(channels)
-        extra = torch.ones_like(exact, dtype=torch.float32).contiguous(
-            memory_format=torch.channels_last
-        )
-        try:
-            packed = ops.qconv_prepack(
-                weight.to(torch.int8), scale, 1.0, zero, *geometry, list(inputs.shape)
-            )
-            head = inputs, 1.0, zero, packed
-            tail = *geometry, 1.0
-            sums = ops.qconv2d_pointwise(
-                *(*head, scale, none, shift, *tail, 0, torch.float32, "none", [], "")
-            )
-            rest = ops.qconv2d_pointwise.binary(
-                *(*head, scale, none, extra, shift, *tail, 0, torch.float32),
-                *(1.0, 0, "sum", None, "relu", [], ""),
-            )
-            # negative scales, as a batch norm may have, and the next layer's codes
-            small = ops.qconv2d_pointwise(
-                *(*head, -scale / 1024, none, shift, *tail, 128, torch.uint8),
-                *("hardtanh", [-7.0, 7.0], ""),
-            )
-        except _FAILURES as error:
-            return f"torch has no integer convolution here ({type(error).__name__})"
-        expected = (-exact / 1024).clamp(-7, 7).round() + 128
-        if not (
-            torch.equal(sums.double(), exact)
-            and torch.equal(rest.double(), (exact + 1).relu())
-            and torch.equal(small.double(), expected)
-        ):
-            return "integer convolutions are not exact on this processor (no VNNI)"
-    return _linear_fault(_extremes(0, 255, 3, 128), _extremes(-127, 127, 10, 128))
-
-
-def _linear_fault(codes: Tensor, weight: Tensor) -> str:
-    ops: Any = torch.ops.onednn
-    none = torch.zeros(1, dtype=torch.int64)
-    for zero in (0, 128):
-        try:
-            packed = ops.qlinear_prepack(weight.to(torch.int8), list(codes.shape))
-            sums = ops.qlinear_pointwise(
-                *(codes.to(torch.uint8), 1.0, zero, packed, torch.ones(10), none, torch.zeros(10)),
-                *(1.0, 0, torch.float32, "none", [], ""),
-            )
-        except _FAILURES as error:
-            return f"torch has no integer matrix product here ({type(error).__name__})"
-        if not torch.equal(sums.double(), (codes - zero).double() @ weight.double().T):
-            return "integer matrix products are not exact on this processor (no VNNI)"
+        exact = F.conv2d((codes - zero).double(), weight.double(), None, *geometry)
+        if not _exact(codes, weight, zero, geometry, exact):
+            return "integer convolutions"
+    for zero in () if depthwise else (0, 128):
+        codes, weight = _extremes(0, 255, 3, 128), _extremes(-largest, largest, 10, 128)
+        if not _exact(codes, weight, zero, None, (codes - zero).double() @ weight.double().T):
+            return "integer matrix products"
     return ""
+
+
+def _exact(
+    codes: Tensor, weight: Tensor, zero: int, geometry: Geometry | None, exact: Tensor
+) -> bool:
+    """Tell whether a product gives exact sums, with all that is done to them afterwards."""
+    layout = torch.contiguous_format if geometry is None else torch.channels_last
+    inputs = codes.to(torch.uint8).contiguous(memory_format=layout)
+    one, none = torch.ones(len(weight)), torch.zeros(len(weight))
+
+    def computed(scale: float, after: After, added: Tensor | None = None) -> Tensor:
+        product = Product(weight.to(torch.int8), zero, geometry, scale * one, none, after)
+        return product(inputs, added).double()
+
+    # negative scales, as a batch norm may have, and the next layer's codes
+    small = computed(-1 / 1024, After("hardtanh", (-7.0, 7.0), 128))
+    right = torch.equal(computed(1.0, After()), exact)
+    right &= torch.equal(small, (-exact / 1024).clamp(-7, 7).round() + 128)
+    if geometry is not None:
+        ones = torch.ones_like(exact, dtype=torch.float32).contiguous(memory_format=layout)
+        right &= torch.equal(computed(1.0, After("relu"), ones), (exact + 1).relu())
+    return right
 
 
 def _extremes(low: int, high: int, *shape: int) -> Tensor:

@@ -7,29 +7,25 @@ A layer computes x w + b with x = s_x (c_x - z) and w = s_w c_w, so that
 and batch norm behind it is one more affine map of each output channel: it goes into the scale and
 the shift of the channel. What the next layer's quantizer does, divide by its step, round half to
 even and clip, is done on y before it is written, so that no float feature map arises.
-
-The kernels are oneDNN's, through operators that torch uses itself but does not document. They want
-unsigned inputs: signed ones are stored with z = 128. On processors without VNNI they add pairs of
-products in 16 bits, which saturates; `haq_env.quantization.kernel_check` finds out.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from haq_env.quantization.kernel_check import Unsupported, exact_weights
 from haq_env.quantization.layers import QuantLayer, Slot
 from haq_env.quantization.linear import LinearQuantizer
+from haq_env.quantization.products import After, Geometry, Halves, Product, saturates, stored
 
 SIGNED_ZERO = 128  # the code of zero where inputs are signed
 CHUNK = 1 << 18  # numbers quantized at once: three passes over them stay in the second-level cache
-
-
-class Unsupported(Exception):
-    """This network, policy or machine has no integer path; the message says why, in one line."""
 
 
 class Grid(NamedTuple):
@@ -65,23 +61,23 @@ class Grid(NamedTuple):
         """The stored code of zero."""
         return SIGNED_ZERO if self.signed else 0
 
+    @property
+    def largest_stored(self) -> int:
+        """The largest stored code."""
+        return self.zero + self.largest
+
     def encode(self, inputs: Tensor) -> Tensor:
         """Return the stored codes of float inputs, uint8, in the same layout."""
-        # signed bytes and a flipped sign bit: the conversion to unsigned ones is six times slower
-        codes = torch.empty_like(inputs, dtype=torch.int8)
+        codes = torch.empty_like(inputs, dtype=torch.uint8)
         rows = max(1, CHUNK // max(1, inputs[:1].numel()))
         scratch = torch.empty_like(inputs[:rows])
-        low, middle = (-self.largest, 0) if self.signed else (0, SIGNED_ZERO)
+        low = -self.largest if self.signed else 0
         for start in range(0, len(inputs), rows):
             part = inputs[start : start + rows]
             work = torch.div(part, self.step, out=scratch[: len(part)])
             work.round_().clamp_(low, self.largest)
-            if middle and self.largest >= middle:
-                work.sub_(middle)
-            codes[start : start + rows] = work
-        stored = codes.view(torch.uint8)
-        flipped = self.signed or self.largest >= middle
-        return stored.bitwise_xor_(SIGNED_ZERO) if flipped else stored
+            codes[start : start + rows] = stored(work, self.zero)
+        return codes
 
 
 class Kernel:
@@ -105,19 +101,19 @@ class Kernel:
         output: Grid | None = None,
     ) -> None:
         self.input = Grid.of(layer.slot)
-        self.output = output
+        geometry = _geometry(layer)
         with torch.no_grad():
             weight = layer.slot.quantized(layer.weight)
             step = _weight_step(layer.slot, weight)
-            self._codes = (weight / step).round_().to(torch.int8)
+            codes = (weight / step).round_().to(torch.int8)
             scale, shift = _affine(layer, norm, self.input.step * step)
             if output is not None:
                 scale, shift = scale / output.step, shift / output.step
-            self._scale, self._shift = scale.float(), shift.float()
-        self._no_zero = torch.zeros(1, dtype=torch.int64)  # of the weights
-        self._after = _post_op(ceiling, output)
-        self._geometry = _geometry(layer)
-        self._packed: Tensor | None = None
+        self._product = Product(
+            *(codes, self.input.zero, geometry, scale.float(), shift.float()),
+            _after(ceiling, output),
+        )
+        self._compute = self._exactly(self._product)
 
     def __call__(self, inputs: Tensor, added: Tensor | None = None) -> Tensor:
         """Run the layer.
@@ -126,72 +122,43 @@ class Kernel:
             inputs: stored codes on this layer's input grid (uint8), or floats.
             added: floats of the output's shape, added before the activation; may be overwritten.
         """
-        layout = torch.contiguous_format if self._geometry is None else torch.channels_last
+        geometry, after = self._product.geometry, self._product.after
+        layout = torch.contiguous_format if geometry is None else torch.channels_last
         codes = inputs.contiguous(memory_format=layout)
         if codes.dtype != torch.uint8:
             codes = self.input.encode(codes)
-        if self._geometry is None:
-            return self._linear(codes)
-        if self._packed is None:
-            # at the first call, because the fastest layout depends on the size of the map
-            self._packed = torch.ops.onednn.qconv_prepack(
-                self._codes, self._scale, 1.0, self.input.zero, *self._geometry, list(codes.shape)
-            )
-        operands = (codes, 1.0, self.input.zero, self._packed, self._scale, self._no_zero)
         if added is None:
-            name, bounds = self._after
-            return cast(
-                Tensor,
-                torch.ops.onednn.qconv2d_pointwise(
-                    *operands, self._shift, *self._geometry, *self._written, name, bounds, ""
-                ),
-            )
-        after = self._after[0]
-        if added.dtype != torch.float32 or tuple(added.shape) != self._output_shape(codes):
-            # what is broadcast is no sum of maps, and the kernel would read past its end
-            result = torch.ops.onednn.qconv2d_pointwise(
-                *operands, self._shift, *self._geometry, *self._written, "none", [], ""
-            )
-            total: Tensor = result + added
-            return total.relu_() if after == "relu" else total
-        sums = added.contiguous(memory_format=torch.channels_last)
-        return cast(
-            Tensor,
-            torch.ops.onednn.qconv2d_pointwise.binary(
-                *(*operands, sums, self._shift, *self._geometry, *self._written),
-                *(1.0, 0, "sum", None, after, [], ""),
-            ),
-        )
+            return self._compute(codes)
+        if added.dtype == torch.float32 and tuple(added.shape) == self._output_shape(codes):
+            return self._compute(codes, added.contiguous(memory_format=layout))
+        # what is broadcast is no sum of maps, and the kernel would read past its end
+        return after.apply(self._sums(codes) + added)
 
-    def _linear(self, codes: Tensor) -> Tensor:
-        if self._packed is None:
-            self._packed = torch.ops.onednn.qlinear_prepack(self._codes, list(codes.shape))
-        name, bounds = self._after
-        return cast(
-            Tensor,
-            torch.ops.onednn.qlinear_pointwise(
-                *(codes, 1.0, self.input.zero, self._packed, self._scale, self._no_zero),
-                *(self._shift, *self._written, name, bounds, ""),
-            ),
-        )
+    @cached_property
+    def _sums(self) -> Product | Halves:
+        """The layer without what follows a sum."""
+        return self._exactly(replace(self._product, after=After()))
+
+    def _exactly(self, product: Product) -> Product | Halves:
+        """Take a product apart whose sums would not be exact on this machine."""
+        weight, geometry = product.weight, product.geometry
+        depthwise = geometry is not None and geometry[3] == len(weight) > 1
+        fits = int(weight.abs().max()) <= exact_weights(depthwise)
+        if fits or not saturates(weight, self.input.largest_stored):
+            return product
+        return Halves(product)
 
     def _output_shape(self, codes: Tensor) -> tuple[int, ...]:
-        assert self._geometry is not None
-        stride, padding, dilation, _ = self._geometry
+        assert self._product.geometry is not None
+        stride, padding, dilation, _ = self._product.geometry
+        weight = self._product.weight
         size = [
             (n + 2 * p - d * (k - 1) - 1) // s + 1
             for n, k, s, p, d in zip(
-                codes.shape[2:], self._codes.shape[2:], stride, padding, dilation, strict=True
+                codes.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
             )
         ]
-        return len(codes), len(self._codes), *size
-
-    @property
-    def _written(self) -> tuple[float, int, torch.dtype]:
-        """Scale, code of zero and type of what is written."""
-        if self.output is None:
-            return 1.0, 0, torch.float32
-        return 1.0, self.output.zero, torch.uint8
+        return len(codes), len(weight), *size
 
 
 def _weight_step(slot: Slot, quantized: Tensor) -> float:
@@ -219,18 +186,18 @@ def _affine(layer: QuantLayer, norm: _BatchNorm | None, step: float) -> tuple[Te
     return scale, shift
 
 
-def _post_op(ceiling: float | None, output: Grid | None) -> tuple[str, list[float]]:
-    """Return the name and the bounds of what is done to a sum after scale and shift."""
+def _after(ceiling: float | None, output: Grid | None) -> After:
+    """Return what is done to a sum after scale and shift."""
     if output is None:
         if ceiling is None:
-            return "none", []
-        return ("relu", []) if ceiling == float("inf") else ("hardtanh", [0.0, ceiling])
+            return After()
+        return After("relu") if ceiling == float("inf") else After("hardtanh", (0.0, ceiling))
     low = -output.largest if output.signed and ceiling is None else 0
     high = min(output.largest, float("inf") if ceiling is None else ceiling / output.step)
-    return "hardtanh", [float(low), float(high)]
+    return After("hardtanh", (float(low), float(high)), output.zero)
 
 
-def _geometry(layer: QuantLayer) -> tuple[list[int], list[int], list[int], int] | None:
+def _geometry(layer: QuantLayer) -> Geometry | None:
     """Return stride, padding, dilation and groups of a convolution, None of a linear layer."""
     if isinstance(layer, nn.Linear):
         return None
