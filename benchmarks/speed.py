@@ -7,7 +7,8 @@ and torch's eager float network in its default layout. Contenders take turns in 
 ratio is the median over the turns of the ratios of processor time, one thread, so that other work
 on the machine counts little; ratios of wall time stand beside them. Every section is written into
 benchmarks/results/speed.md with the command that made it; --only replaces one section there, and
---quick, with smaller networks and fewer turns, writes nothing. Exits with 1 if a target is missed.
+--quick, with smaller networks and fewer turns, writes nothing. --out keeps the figures of another
+processor apart. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Settings:
     """Smaller networks and fewer turns: under two minutes in all, not for the record."""
     episodes: int = 300
     """Of the section `search`."""
+    out: Path = RESULTS
+    """File of the results."""
 
 
 def machine() -> str:
@@ -115,15 +118,15 @@ def report(name: str, rows: list[Row], seconds: float) -> str:
     return f"## {name}\n\n{inspect.cleandoc(about)}\n\n```\n{console.export_text()}```\n"
 
 
-def write(name: str, text: str) -> None:
+def write(out: Path, name: str, text: str) -> None:
     """Replace one section of the results."""
-    before = RESULTS.read_text("utf-8") if RESULTS.exists() else ""
+    before = out.read_text("utf-8") if out.exists() else ""
     parts = {part.split("\n", 1)[0]: "## " + part for part in before.split("\n## ")[1:]}
     parts[name] = text
     body = "\n".join(parts[each].rstrip("\n") + "\n" for each in SECTIONS if each in parts)
     missing = [each for each in SECTIONS if each not in parts]
     note = f"Sections that have not been run: {', '.join(missing)}.\n\n" if missing else ""
-    RESULTS.write_text(f"{HEAD}\n{note}{body}", "utf-8")
+    out.write_text(f"{HEAD}\n{note}{body}", "utf-8")
 
 
 def main() -> None:
@@ -137,7 +140,7 @@ def main() -> None:
         text = report(name, rows, time.perf_counter() - start)
         missed += sum(row.met is False for row in rows)
         if not settings.quick:
-            write(name, text)
+            write(settings.out, name, text)
     sys.exit(bool(missed))
 
 
