@@ -14,8 +14,8 @@ from rich.console import Console
 from haq_env.errors import InputError
 from haq_env.leaderboard.commands import REPORT, SUBMISSIONS, Report
 from haq_env.leaderboard.curves import curves
-from haq_env.leaderboard.page import write_page
-from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, checkpoints, find_track
+from haq_env.leaderboard.page import page
+from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Step, checkpoints, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.table import markdown
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun, load_all
@@ -24,7 +24,7 @@ from haq_env.report.runs import read_csv, write_csv
 from haq_env.report.tensorboard import TAG, write_tensorboard
 
 ROOT = Path(__file__).parent.parent
-TRACKS = ("digits-bismo-edge-w3a2", "digits-bismo-edge-w4a3", "digits-bitfusion-w2a4")
+TRACKS = ("digits-bismo-edge-w3a2", "digits-bismo-cloud-w2a3", "digits-bitfusion-w2a4")
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>|`*_["
 
 
@@ -61,7 +61,6 @@ def made(
     return Verified(
         name=name,
         digests={},
-        curves=True,
         policies=tuple(sorted(used, key=lambda p: (p.track, p.w_bits, p.a_bits))),
         runs=tuple(runs),
         **text,
@@ -123,8 +122,10 @@ def test_a_track_without_anything_better_than_uniform_is_not_scored(verified):
         replace(run, steps=run.steps[:1]) for run in verified.runs if run.cell.track == TRACKS[0]
     ]
     rest = [run for run in verified.runs if run.cell.track != TRACKS[0]]
-    found = Standings([replace(verified, runs=(*flat, *rest))], repetitions=20)
-    assert found.unscored == (TRACKS[0],)
+    flattened = replace(verified, runs=(*flat, *rest))
+    found = Standings([flattened], repetitions=20)
+    assert list(found.unscored) == [TRACKS[0]]
+    assert f"{TRACKS[0]} (nothing better than uniform is known)" in markdown([flattened], found)
     assert {row.tracks for row in found.rows} == {(2, 2)}
 
 
@@ -207,10 +208,39 @@ def test_tuning_runs_do_not_stand_in_the_table(verified):
         Standings([replace(verified, runs=(tuning,))])
 
 
+def test_a_run_on_a_track_where_nobody_else_ran_takes_no_place_away(verified):
+    alone = Standings([verified], repetitions=20)
+    track = "digits-bismo-edge-w4a2"
+    new = made(("mine",), "mine", tracks=(track,), seeds=1, budget=30, gain=-1.0)
+    both = Standings([verified, new], repetitions=20)
+    assert [row.entry for row in both.rows][:3] == [row.entry for row in alone.rows]
+    assert both.rows[0].at == alone.rows[0].at
+    assert both.unscored == {track: "random has too few runs there"}
+
+
+def test_numbers_of_machines_that_do_not_compare_are_not_put_in_one_table(verified):
+    other = replace(made(("mine",), "mine"), arithmetic="0123456789abcdef")
+    with pytest.raises(InputError, match=r"entry and mine .* verify all of them on one machine"):
+        Standings([verified, other])
+
+
+def test_what_was_measured_chooses_the_policy_of_a_checkpoint():
+    def policy(digit, accuracy) -> Scored:
+        return Scored(TRACKS[0], digit * 28, "2" * 28, 0.1, 0.2, accuracy)
+
+    start, lucky, steady, last = (
+        policy(*each) for each in zip("2345", (70, 80, 85, 85), strict=True)
+    )
+    steps = ((1, start), (10, steady), (40, lucky), (60, last))
+    run = VerifiedRun(Cell(TRACKS[0], "mine", 0, 100), steps, 100)
+    assert run.best_after(5) is start
+    assert run.best_after(50) is run.best_after(100) is steady
+    assert run.scored == [start, steady]
+
+
 def test_the_published_table_comes_out_of_the_published_numbers(tmp_path):
     folders = sorted(path.parent for path in (ROOT / SUBMISSIONS).glob("*/verified.json"))
-    if not folders:
-        pytest.skip("no verified numbers are published yet")
+    assert folders
     assert Report(tuple(folders), tmp_path).run(Console()) == 0
     for name in ("README.md", "index.html", "curves.csv"):
         assert (tmp_path / name).read_bytes() == (ROOT / REPORT / name).read_bytes(), name
@@ -249,9 +279,7 @@ def test_curves_are_those_of_the_outcomes_and_survive_a_file(verified, tmp_path)
             if (each.cell.track, each.cell.method, each.cell.seed)
             == (run.task, run.method, run.seed)
         )
-        steps = tuple(Step(k, p.w_bits, p.a_bits, p.accuracy) for k, p in source.steps)
-        outcome = Outcome(source.cell, steps, source.evaluations)
-        expected = [outcome.best_after(k).accuracy for k in range(1, outcome.evaluations + 1)]
+        expected = [source.best_after(k).accuracy for k in range(1, source.evaluations + 1)]
         assert run.best_so_far.tolist() == expected
     back = read_csv(write_csv(found, tmp_path / "curves.csv"))
     assert len(back) == len(found)
@@ -305,6 +333,11 @@ def browser():
     )
     yield found
     found.quit()
+
+
+def write_page(submissions, path: Path) -> Path:
+    path.write_text(page(submissions, Standings(submissions)), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A submission is executed again before it counts, and what is wrong with it is said."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,16 +15,27 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from haq_env.data import load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard import judge
+from haq_env.leaderboard.arithmetic import OTHER, SAME
 from haq_env.leaderboard.commands import SUBMISSIONS, Report, Verify, chosen, holes
-from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, checkpoints, find_track
+from haq_env.leaderboard.protocol import (
+    FRESH_SEEDS,
+    TRACKS,
+    Cell,
+    Outcome,
+    Step,
+    checkpoints,
+    find_track,
+)
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.submission import Manifest, read_submission, write_submission
 from haq_env.leaderboard.verified import Scored, Verified
-from haq_env.leaderboard.verify import TOLERANCE, Choice, verify
+from haq_env.leaderboard.verify import Choice, verify
+from haq_env.policy import from_digits, to_digits
 
 TRACK = "digits-bismo-edge-w3a2"
 ROOT = Path(__file__).parent.parent
@@ -87,11 +99,11 @@ def test_an_honest_submission_is_verified_by_executing_it(submitted, outcomes, c
     for run, outcome in zip(found.runs, outcomes, strict=True):
         for (evaluation, policy), step in zip(run.steps, outcome.steps, strict=True):
             assert (evaluation, policy.w_bits) == (step.evaluation, step.w_bits)
-            assert abs(policy.accuracy - step.accuracy) <= TOLERANCE
+            assert abs(policy.accuracy - step.accuracy) <= SAME.single
         assert len(run.best_after(2 if run.cell.seed else 5).test) == len(FRESH_SEEDS)
     # the score is what the evaluator's own final measurement says
     best = found.runs[0].best_after(5)
-    bits = outcomes[0].best_after(5).bits
+    bits = from_digits(best.w_bits, best.a_bits)
     recipe = task.evaluator.recipe
     assert best.test[1] == task.evaluator.final(bits, recipe, FRESH_SEEDS[1])["test"]
     found.save(tmp_path / "verified.json")
@@ -195,6 +207,7 @@ def test_a_policy_for_another_network_is_refused(submitted, choice):
         (lambda r: r.update(charge=1e300), "'charge' must be a number"),
         (lambda r: r.update(path="/etc/passwd"), "unknown field 'path'"),
         (lambda r: r.update(seconds="1"), "'seconds' must be a number"),
+        (lambda r: r.update(arithmetic="AVX2"), "is not of the form"),
         (lambda r: r.pop("steps"), "the field 'steps' is missing"),
         (lambda r: r.update(steps=[[]] * 3), "must be a JSON object"),
     ],
@@ -395,8 +408,14 @@ def forge(found: Verified, how: str) -> Verified:
     if how == "a run left out":
         return replace(found, runs=(first,))
     if how == "a policy of another track":
-        other = replace(first.steps[0][1], track="digits-bismo-cloud-w3a2")
+        other = replace(first.steps[0][1], track="digits-bismo-cloud-w3a3")
         return replace(found, policies=(*found.policies, other))
+    if how == "a score that no run needs":
+        unscored = next(each for _, each in first.steps if not each.test)
+        return with_policy(found, unscored, replace(unscored, test=(99.0,) * len(FRESH_SEEDS)))
+    if how == "a policy of no run":
+        extra = replace(first.steps[0][1], w_bits="8" * 28, test=())
+        return replace(found, policies=(*found.policies, extra))
     if how == "a cheaper policy":
         cheap = replace(first.steps[0][1], cost=0.5 * first.steps[0][1].cost)
         return with_policy(found, first.steps[0][1], cheap)
@@ -418,7 +437,8 @@ def with_policy(found: Verified, old: Scored, new: Scored) -> Verified:
     [
         *("a better policy for another run", "a run that was not submitted", "fewer evaluations"),
         *("another title", "another charge", "a run that is refused as well", "a run left out"),
-        *("a cheaper policy", "a policy of another track"),
+        *("a cheaper policy", "a policy of another track", "a policy of no run"),
+        "a score that no run needs",
     ],
 )
 def test_verified_numbers_that_were_brought_along_are_not_believed(
@@ -507,11 +527,33 @@ def test_what_nobody_has_verified_is_left_out_of_a_report_and_said(
     assert "killed" not in out
 
 
-def test_a_submission_that_cannot_be_read_keeps_no_numbers(submitted, choice):
+def test_numbers_of_a_submission_that_cannot_be_read_are_in_no_table(submitted, choice, tmp_path):
     verify(read_submission(submitted), choice)[1].save(submitted / "verified.json")
     (submitted / "manifest.json").write_text("{}")
     assert Verify((submitted,), cache=choice.cache, jobs=1).run(Console()) == 1
-    assert not (submitted / "verified.json").exists()
+    with pytest.raises(InputError, match="the field 'protocol' is missing"):
+        Report((submitted,), tmp_path / "report").run(Console())
+
+
+@pytest.mark.parametrize("edited", [1.0, OTHER.single + 0.5])
+def test_other_arithmetic_may_give_other_accuracies_but_not_any(submitted, choice, edited):
+    def elsewhere(record):
+        record["arithmetic"] = "0123456789abcdef"
+        record["steps"][-1]["accuracy"] += edited
+
+    edit(submitted, 0, elsewhere)
+    assert bool(problems(submitted, choice)) == (edited > OTHER.single)
+
+
+def test_published_numbers_of_another_machine_are_held_against_scores(submitted, choice):
+    submission = read_submission(submitted)
+    _, fine = verify(submission, choice)
+    old = fine.runs[0].scored[-1]
+    for points, problem in ((2.0, False), (3.0, True)):
+        far = with_policy(fine, old, replace(old, test=tuple(a - points for a in old.test)))
+        far = replace(far, arithmetic="0123456789abcdef")
+        verdicts, _ = verify(submission, choice, published=far)
+        assert any(verdict.problems for verdict in verdicts) == problem
 
 
 def test_a_run_that_was_refused_when_published_is_no_new_failure(submitted, choice, capsys):
@@ -537,14 +579,44 @@ def test_a_folder_that_is_a_link_is_refused(submitted, tmp_path):
         read_submission(tmp_path / "link")
 
 
+def test_a_track_means_what_it_meant_when_its_numbers_were_published():
+    weights = ROOT / "haq_env" / "networks" / "weights" / "mobilenet_v1_digits.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest().startswith("426e7d47e473fea6")
+    assert load_dataset("digits").digest() == "b2d0ff9136a3065c"
+    assert {
+        name: (
+            round(track.task().budget.limit, 9),
+            *(side[1] for side in to_digits(track.task().uniform())),
+        )
+        for name, track in TRACKS.items()
+    } == {
+        "digits-bismo-edge-w3a2": (0.142075, "3", "2"),
+        "digits-bismo-edge-w4a2": (0.14987, "4", "2"),
+        "digits-bismo-edge-w6a2": (0.16717, "6", "2"),
+        "digits-bismo-cloud-w2a3": (0.55628, "2", "3"),
+        "digits-bismo-cloud-w3a3": (0.63836, "3", "3"),
+        "digits-bitfusion-w2a4": (0.040408, "2", "4"),
+        "digits-bitfusion-w2a6": (0.041196, "2", "6"),
+        "digits-bitfusion-w2a8": (0.041826, "2", "8"),
+    }
+
+
+@pytest.mark.parametrize("name", TRACKS)
+def test_zero_is_the_one_uniform_policy_that_no_other_is_wider_than(name):
+    task = find_track(name).task()
+    widths = [(w, a) for w in range(2, 9) for a in range(2, 9)]
+    fit = [(w, a) for w, a in widths if task.budget.fits(task.space.uniform(w, a))]
+    widest = tuple(int(bits) for bits in task.uniform()[1])
+    assert all(w <= widest[0] and a <= widest[1] for w, a in fit)
+
+
 # -- what is published -------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_some_of_the_published_runs_come_out_again(capsys, tmp_path):
     folders = tuple(path.parent for path in sorted((ROOT / SUBMISSIONS).glob("*/verified.json")))
-    if not folders:
-        pytest.skip("no verified numbers are published yet")
+    assert folders
     seed = secrets.randbelow(2**31)  # whoever could foresee the draw could forge the rest
     print(f"drawn with --seed {seed}")
     check = Verify(folders, sample=1, seed=seed, cache=tmp_path / "verify.sqlite", jobs=1)

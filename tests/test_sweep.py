@@ -20,6 +20,7 @@ from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
 from haq_env.evaluation.cache import EvaluationCache
 from haq_env.leaderboard import owner as owners
+from haq_env.leaderboard.arithmetic import arithmetic
 from haq_env.leaderboard.engines import start_engine
 from haq_env.leaderboard.outcomes import outcome_from_json, outcome_to_json
 from haq_env.leaderboard.owner import Owner
@@ -91,7 +92,8 @@ def test_the_run_of_a_killed_process_goes_to_the_next_one_at_once(tmp_path):
     code = f"""
         import time
         from haq_env.leaderboard.owner import Owner
-        from haq_env.leaderboard.protocol import Cell
+        from haq_env.leaderboard.arithmetic import arithmetic
+from haq_env.leaderboard.protocol import Cell
         from haq_env.leaderboard.store import Store
         assert Store({str(tmp_path)!r}).claim(Owner(), [{cell!r}])
         print("mine", flush=True)
@@ -209,8 +211,9 @@ def test_an_outcome_is_what_the_search_did_and_a_replay_gives_the_same(tmp_path)
     best = history.best_so_far()
     assert first.evaluations == len(history)
     assert first.repeats == sum(trial.cache_hit for trial in history)
+    assert first.arithmetic == arithmetic()
     for count in range(1, len(history) + 1):
-        assert first.best_after(count).accuracy == best[count - 1]
+        assert [s for s in first.steps if s.evaluation <= count][-1].accuracy == best[count - 1]
     for step in first.steps:
         trial = history[step.evaluation - 1]
         assert (trial.w_bits, trial.a_bits) == (step.w_bits, step.a_bits)

@@ -24,12 +24,11 @@ ALL = "all tracks (score)"
 LOOK_COLOURS = (2, 0, 1, 3, 4)  # of the page's palette: the colours that figures have
 
 
-def page_data(standings: Standings, *, curves: bool) -> dict[str, Any]:
+def page_data(standings: Standings) -> dict[str, Any]:
     """Gather what the page draws.
 
     Args:
         standings: the verified runs on one scale.
-        curves: whether all improvements were executed, so that curves may be drawn finely.
 
     Returns:
         ``entries`` (names), ``order`` (of standing), ``looks``, ``machines`` (layers and costs for
@@ -63,7 +62,7 @@ def page_data(standings: Standings, *, curves: bool) -> dict[str, Any]:
         "runs": runs,
         "curves": {
             **({ALL: _score_curves(standings)} if standings.anchors else {}),
-            **{name: _curves(standings, name, fine=curves) for name in tracks},
+            **{name: _curves(standings, name) for name in tracks},
         },
         "profile": _profile(standings),
         "pareto": _pareto(standings, tasks),
@@ -138,7 +137,7 @@ def _score_curves(standings: Standings) -> dict[str, Any]:
     }
 
 
-def _curves(standings: Standings, track: str, *, fine: bool) -> dict[str, Any]:
+def _curves(standings: Standings, track: str) -> dict[str, Any]:
     """Draw accuracies inside the search, which the searches were after."""
     lines, every = [], []
     for index, own in enumerate(standings.entries.values()):
@@ -147,17 +146,14 @@ def _curves(standings: Standings, track: str, *, fine: bool) -> dict[str, Any]:
             continue
         every += runs
         last = min(run.cell.evaluations for run in runs)
-        if fine:
-            grid = [int(n) for n in np.unique(np.geomspace(1, last, POINTS).round())]
-        else:
-            grid = sorted({1, *(n for n in checkpoints(last))})
+        grid = [int(n) for n in np.unique(np.geomspace(1, last, POINTS).round())]
         curves = np.array([[run.best_after(n).accuracy for n in grid] for run in runs])
         lines.append(_line(index, grid, [curves]))
     uniform = every[0].steps[0][1].accuracy
     best = max(_end(run).accuracy for run in every)
     return {
         "unit": "held-out accuracy, %",
-        "step": fine,
+        "step": True,
         "lines": lines,
         "ticks": [n for n in TICKS if n <= max(max(line["x"]) for line in lines)],
         "references": [[uniform, "uniform", True], [best, "best", False]],

@@ -8,7 +8,6 @@ import platform
 import secrets
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
+from haq_env.data.store import cache_folder
 from haq_env.errors import InputError
 from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Outcome, find_track
 from haq_env.versions import versions
@@ -24,6 +24,7 @@ from haq_env.versions import versions
 MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
 SUBMISSIONS = Path("benchmarks/submissions")
 REPORT = Path("benchmarks/results/leaderboard")
+CACHE = "verify.sqlite"  # in the folder of data
 PACKAGES = ("haq-env", "torch", "torchvision", "numpy", "stable-baselines3", "sb3-contrib")
 
 Folders = Annotated[
@@ -113,10 +114,9 @@ class Verify:
     """Of the draw; another one each time when not given: who foresees it could forge the rest."""
     check: bool = False
     """Write nothing, and compare with the verified numbers that are there."""
-    scores_only: bool = False
-    """Do not execute the improvements between checkpoints; curves are coarse then."""
-    cache: Path = Path("runs/verify.sqlite")
-    """What has been executed, so that a killed verification goes on where it was."""
+    cache: Path | None = None
+    """What has been executed, so that a killed verification goes on where it was; among the
+    user's own files when not given, since whoever submits may put files into the working tree."""
     jobs: int = max(1, min(8, os.cpu_count() or 1))
     """Processes."""
 
@@ -155,14 +155,12 @@ class Verify:
                 raise InputError(f"{folder} has no {FILE} to compare with.")
         except InputError as error:
             say(f"refused: {folder}: {error}")
-            if not read_only and not folder.is_symlink():  # what it brought must not be believed
-                with suppress(OSError):  # a file, or a folder of somebody else
-                    (folder / FILE).unlink(missing_ok=True)
             return 1
         seed = secrets.randbelow(2**31) if self.seed is None else self.seed
         if self.sample is not None:
             say(f"{folder}: {self.sample} runs, drawn with --seed {seed}")
-        choice = Choice(self.sample, seed, not self.scores_only, self.cache, self.jobs)
+        cache = cache_folder() / CACHE if self.cache is None else self.cache
+        choice = Choice(self.sample, seed, cache, self.jobs)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(
             *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
@@ -202,7 +200,7 @@ class Report:
         """Write the files."""
         from haq_env.files import replace_file, writing
         from haq_env.leaderboard.curves import curves
-        from haq_env.leaderboard.page import write_page
+        from haq_env.leaderboard.page import page
         from haq_env.leaderboard.standings import Standings
         from haq_env.leaderboard.submission import read_submission
         from haq_env.leaderboard.table import markdown
@@ -225,16 +223,20 @@ class Report:
             except InputError as error:
                 raise InputError(f"{folder}: {error}") from error
         standings = Standings(verified)
-        runs, table, text = curves(standings), self.out / "README.md", markdown(verified, standings)
-        with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        replace_file(table, text)
-        files = [table, write_page(verified, self.out / "index.html", standings)]
-        files.append(write_csv(runs, self.out / "curves.csv"))
-        if self.tensorboard is not None:
+        runs = curves(standings)
+        texts = {"README.md": markdown(verified, standings)}
+        texts["index.html"] = page(verified, standings)
+        files = []
+        if self.tensorboard is not None:  # first, because it can be missing
             from haq_env.report.tensorboard import write_tensorboard
 
             files.append(write_tensorboard(runs, self.tensorboard))
+        with writing(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            replace_file(self.out / name, text)
+            files.append(self.out / name)
+        files.append(write_csv(runs, self.out / "curves.csv"))
         for file in files:
             console.print(f"Written: {file}", highlight=False, markup=False)
         return 0

@@ -14,8 +14,7 @@ def curves(standings: Standings) -> list[Run]:
     """Return the best held-out accuracy after each evaluation of every verified run.
 
     They are for `haq_env.report.runs.write_csv`, `haq_env.report.tensorboard.write_tensorboard`
-    and the tables and plots of `haq_env.report.comparison`. Where only the policies of checkpoints
-    were executed, a curve rises at those that were found by then.
+    and the tables and plots of `haq_env.report.comparison`.
     """
     return [
         Run(

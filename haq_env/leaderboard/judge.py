@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,32 +22,20 @@ class Question(NamedTuple):
         track: name of its track.
         w_bits: a digit for each layer.
         a_bits: likewise.
-        scored: whether it is measured on the test images as well.
+        fresh: False asks for the accuracy inside the search, held-out images and the track's own
+            seed; True for those on test images with `FRESH_SEEDS`.
     """
 
     track: str
     w_bits: str
     a_bits: str
-    scored: bool
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What executing a policy gave.
-
-    Attributes:
-        accuracy: top-1 on held-out images with the track's own seed, in percent.
-        test: top-1 on test images for each of `FRESH_SEEDS`; empty if it was not asked for.
-    """
-
-    accuracy: float
-    test: tuple[float, ...] = ()
+    fresh: bool
 
 
 def measure_all(
     questions: Sequence[Question], cache: Path | None = None, jobs: int = 1
-) -> Iterator[Measured]:
-    """Execute policies, and yield what came out in their order.
+) -> Iterator[tuple[float, ...]]:
+    """Execute policies, and yield what came out in their order: top-1 in percent, one or three.
 
     Args:
         questions: what to execute.
@@ -84,15 +71,13 @@ def measure_all(
             pool.shutdown(cancel_futures=True)
 
 
-def _measure(question: Question, cache: Path | None) -> Measured:
+def _measure(question: Question, cache: Path | None) -> tuple[float, ...]:
     from haq_env.evaluation.batch import one_thread
 
     with one_thread():
         bits = from_digits(question.w_bits, question.a_bits)
         judge = _judge(question.track, cache)
-        accuracy = judge.task.evaluate(bits).accuracy
-        test = judge.test(bits) if question.scored else ()
-    return Measured(accuracy, test)
+        return judge.test(bits) if question.fresh else (judge.task.evaluate(bits).accuracy,)
 
 
 @lru_cache(maxsize=2)  # networks and images; questions come track by track

@@ -18,6 +18,7 @@ def outcome_to_json(outcome: Outcome) -> str:
         "repeats": outcome.repeats,
         "seconds": outcome.seconds,
         "wall": outcome.wall,
+        "arithmetic": outcome.arithmetic,
     }
     return json.dumps(record, allow_nan=False)
 
@@ -38,6 +39,7 @@ def outcome_from_json(cell: Cell, text: str) -> Outcome:
             int(record["repeats"]),
             float(record["seconds"]),
             float(record.get("wall", 0)),
+            str(record.get("arithmetic", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the outcome of {cell} is damaged ({error!r}).") from error

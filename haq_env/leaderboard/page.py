@@ -10,10 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from haq_env.files import replace_file
 from haq_env.leaderboard.charts import page_data
 from haq_env.leaderboard.protocol import VERSION
 from haq_env.leaderboard.standings import BASELINE, Standing, Standings
@@ -23,25 +21,6 @@ from haq_env.report.estimates import Estimate
 from haq_env.report.units import DASH
 
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
-
-
-def write_page(
-    submissions: Sequence[Verified], path: str | Path, standings: Standings | None = None
-) -> Path:
-    """Write the page. The same verified numbers give the same file.
-
-    Args:
-        submissions: verified numbers.
-        path: the HTML file.
-        standings: made from them, if somebody has done so already.
-
-    Raises:
-        InputError: there is no run, or the file cannot be written.
-    """
-    path = Path(path)
-    text = page(submissions, Standings(submissions) if standings is None else standings)
-    replace_file(path, text)
-    return path
 
 
 def page(submissions: Sequence[Verified], standings: Standings) -> str:
@@ -55,8 +34,6 @@ def page(submissions: Sequence[Verified], standings: Standings) -> str:
         (folder / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )
     tracks = {run.cell.track for runs in standings.entries.values() for run in runs}
-    curves = all(each.curves for each in submissions)
-    unscored = ", ".join(standings.unscored)
     return _filled(
         template,
         {
@@ -69,14 +46,10 @@ def page(submissions: Sequence[Verified], standings: Standings) -> str:
                 f"track{'s' * (len(tracks) != 1)}."
             ),
             "standings": _standings(standings.rows),
-            "unscored": escape(
-                f" Not scored, as nothing better than uniform is known: {unscored}."
-                if unscored
-                else ""
-            ),
+            "unscored": escape(f" {standings.left_out}"),
             "submissions": _submissions(submissions),
             "protocol": str(VERSION),
-            "data": _embedded(page_data(standings, curves=curves)),
+            "data": _embedded(page_data(standings)),
         },
     )
 

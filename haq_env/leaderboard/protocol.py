@@ -5,7 +5,7 @@ The rules in words, with their reasons, are in ``benchmarks/LEADERBOARD.md``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ class Track:
 
     Attributes:
         name: what people call it, for example ``"digits-bismo-edge-w3a2"``.
-        settings: arguments of `haq_env.task.make_task`.
+        settings: arguments of `haq_env.task.make_task`, without any path of a machine.
     """
 
     name: str
@@ -106,6 +106,8 @@ class Outcome:
         repeats: evaluations of a policy that this run had measured before.
         seconds: outside the evaluator.
         wall: in all; evaluations that the cache knew took none. 0 where nobody has noted it.
+        arithmetic: of the machine that it ran on, see `haq_env.leaderboard.arithmetic`; empty
+            where nobody has noted it.
     """
 
     cell: Cell
@@ -115,31 +117,35 @@ class Outcome:
     repeats: int = 0
     seconds: float = 0.0
     wall: float = field(default=0.0, compare=False)  # a replay takes another time
-
-    def best_after(self, evaluations: int) -> Step:
-        """Return the best policy of the first ``evaluations``."""
-        return max(
-            (step for step in self.steps if step.evaluation <= evaluations),
-            key=lambda step: step.evaluation,
-        )
+    arithmetic: str = ""
 
 
-def _digits() -> dict[str, Track]:
-    devices = {
-        "bismo-edge": ("latency", ("w3a2", "w2a3", "w4a3")),
-        "bismo-cloud": ("latency", ("w3a2", "w2a3", "w4a3")),
-        "bitfusion": ("latency", ("w2a8", "w2a4", "w4a4")),
+# Of every track: all that decides an answer, so that no default can change what a name means.
+_DIGITS: Mapping[str, Any] = MappingProxyType(
+    {"network": "mobilenet_v1", "dataset": "digits", "evaluator": "finetune", "seed": 0}
+    | {"bits": (2, 8), "quantizer": "linear", "clip": "mse", "fill_up": True}
+    | {"inference": "float", "metric": "latency"}
+)
+
+# Each budget has one largest uniform policy: no other uniform one that fits is wider on a side.
+# Where there are two, either may be the better one, and 0 would not be the best without a search.
+_BUDGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "bismo-edge": ("w3a2", "w4a2", "w6a2"),
+        "bismo-cloud": ("w2a3", "w3a3"),
+        "bitfusion": ("w2a4", "w2a6", "w2a8"),
     }
-    tracks = {}
-    for device, (metric, budgets) in devices.items():
+)
+
+
+def _tracks() -> Iterator[Track]:
+    for hardware, budgets in _BUDGETS.items():
         for budget in budgets:
-            name = f"digits-{device}-{budget}"
-            settings = {"hardware": device, "metric": metric, "budget": budget}
-            tracks[name] = Track(name, MappingProxyType(settings))
-    return tracks
+            settings = {**_DIGITS, "hardware": hardware, "budget": budget}
+            yield Track(f"digits-{hardware}-{budget}", MappingProxyType(settings))
 
 
-TRACKS: Mapping[str, Track] = MappingProxyType(_digits())
+TRACKS: Mapping[str, Track] = MappingProxyType({track.name: track for track in _tracks()})
 
 
 def find_track(name: str) -> Track:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from haq_env.errors import InputError
+from haq_env.leaderboard.arithmetic import arithmetic
 from haq_env.leaderboard.protocol import Cell, Outcome, Step, Track
 from haq_env.leaderboard.store import CACHE
 from haq_env.search.history import Trial
@@ -52,6 +53,7 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
         len(history) - len({(trial.w_bits, trial.a_bits) for trial in history}),
         wall - sum(trial.seconds for trial in history),
         wall,
+        arithmetic(),
     )
 
 

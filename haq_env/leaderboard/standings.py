@@ -7,6 +7,7 @@ the track. What a submission claims is not looked at: there is nothing here but 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,15 +93,16 @@ class Standings:
 
     Attributes:
         anchors: track to what 0 and 1 mean there, for tracks on which something better than
-            uniform is known. The others are not scored.
-        unscored: names of the others.
+            uniform is known and this package's `BASELINE` has run, where it has run anywhere: one
+            run of anybody on a new track would take all places away otherwise.
+        unscored: the other tracks, and why.
         main: the checkpoint at which entries are ranked.
         entries: name to its runs, by track and seed. The name is that of the method, with the
             submission's where two submissions have a method of one name.
         rows: the entries from the leader to the last, then those that have not run on all tracks.
 
     Raises:
-        InputError: there is no run.
+        InputError: there is no run, or submissions were verified with different arithmetics.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Standings:
         seed: int = 0,
     ) -> None:
         self._draw: dict[str, Any] = {"repetitions": repetitions, "seed": seed}
+        _same_arithmetic(submissions)
         self.entries, self._titles = _entries(submissions)
         if not self.entries:
             raise InputError("there is no verified run.")
@@ -121,8 +124,8 @@ class Standings:
             for run in runs:
                 self._seeds.setdefault((name, run.cell.track), set()).add(run.cell.seed)
         found = {track: self._anchor(track) for track in sorted({r.cell.track for r in every})}
-        self.anchors = {track: anchor for track, anchor in found.items() if anchor.gain > 0}
-        self.unscored = tuple(track for track in found if track not in self.anchors)
+        self.unscored = {track: why for track in found if (why := self._why_not(found[track]))}
+        self.anchors = {track: found[track] for track in found if track not in self.unscored}
         self.rows = self._rows()
 
     def scores(self, entry: str, count: int) -> list[Array] | None:
@@ -146,6 +149,21 @@ class Standings:
         """Say whether seeds are the first ones, and enough of them to be nobody's choice."""
         most = max(len(own) for own in self._seeds.values())
         return seeds == set(range(len(seeds))) and len(seeds) >= min(FEWEST_SEEDS, most)
+
+    def _why_not(self, anchor: Anchor) -> str:
+        """Say why a track is not scored; empty if it is."""
+        if anchor.gain <= 0:
+            return "nothing better than uniform is known"
+        if self._baseline is None:
+            return ""
+        ran = self._seeds.get((self._baseline, anchor.track), set())
+        return "" if self._fair(ran) else f"{self._baseline} has too few runs there"
+
+    @property
+    def left_out(self) -> str:
+        """A sentence about the tracks that are not scored; empty if all are."""
+        reasons = ", ".join(f"{track} ({why})" for track, why in self.unscored.items())
+        return f"Not scored: {reasons}." if reasons else ""
 
     def counts(self, entry: str) -> list[int]:
         """Return the checkpoints that an entry has reached on all scored tracks."""
@@ -243,12 +261,21 @@ class Standings:
         return None
 
 
+def _same_arithmetic(submissions: Sequence[Verified]) -> None:
+    for one, other in itertools.pairwise(submissions):
+        if one.arithmetic != other.arithmetic:
+            raise InputError(
+                f"{one.name} and {other.name} were verified on machines whose sums have other last "
+                "digits, so that their numbers do not compare: verify all of them on one machine."
+            )
+
+
 def _policies(submissions: Sequence[Verified]) -> dict[tuple[str, str, str], Scored]:
     """Give every policy one score, whoever has found it.
 
-    Processors add in different orders, and the answers for one policy may differ by an image. The
-    numbers of `OWN` are taken before others, then those of the first name; ones with test
-    accuracies before ones without.
+    What was verified with one arithmetic agrees, unless somebody has brought numbers along. Those
+    of `OWN` are taken before others, then those of the first name; ones with test accuracies
+    before ones without.
     """
     known: dict[tuple[str, str, str], Scored] = {}
     for each in sorted(submissions, key=lambda each: (each.name != OWN, each.name)):

@@ -16,6 +16,7 @@ from typing import Any
 
 from haq_env.errors import InputError
 from haq_env.files import writing
+from haq_env.leaderboard.arithmetic import FORM
 from haq_env.leaderboard.protocol import (
     MOST_EVALUATIONS,
     SEEDS,
@@ -136,7 +137,8 @@ def write_submission(
         except ValueError as error:
             raise InputError(f"{outcome.cell} has a number that is none: {error}.") from error
     head = {"protocol": VERSION, "runs": len(lines), **asdict(manifest)}
-    scratch = folder.with_name(f".{folder.name}.part")  # what a kill leaves is no submission
+    # what a kill leaves is no submission
+    scratch, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "before"))
     try:
         with writing(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -146,10 +148,14 @@ def write_submission(
             (scratch / RUNS).write_text("".join(lines), encoding="utf-8")
         read_submission(scratch)  # what a reader would refuse is never put in place
         with writing(folder):
-            if overwrite:
-                shutil.rmtree(folder, ignore_errors=True)
+            if overwrite and folder.exists():
+                shutil.rmtree(before, ignore_errors=True)
+                folder.replace(before)  # it is deleted when the new one is there
             scratch.replace(folder)
+        shutil.rmtree(before, ignore_errors=True)
     finally:
+        if before.exists() and not folder.exists():
+            before.replace(folder)
         shutil.rmtree(scratch, ignore_errors=True)
     return read_submission(folder)
 
@@ -212,6 +218,7 @@ def _run_record(outcome: Outcome, task: Task) -> dict[str, Any]:
         "charge": outcome.charge,
         "repeats": outcome.repeats,
         "seconds": outcome.seconds,
+        "arithmetic": outcome.arithmetic,
         "steps": steps,
     }
 
@@ -255,6 +262,7 @@ def _claim(line: str, where: str) -> Claim:
     evaluations = fields.integer("evaluations", 1, cell.evaluations)
     charge, seconds = fields.number("charge"), fields.number("seconds")
     repeats = fields.integer("repeats", 0, evaluations)
+    arithmetic = fields.text("arithmetic", pattern=FORM)
     steps: list[Step] = []
     costs: list[float] = []
     for number, value in enumerate(fields.items("steps", evaluations), 1):
@@ -273,5 +281,7 @@ def _claim(line: str, where: str) -> Claim:
         raise InputError(
             f"{where}: steps must begin with evaluation 1 and end at {evaluations} at the latest."
         )
-    outcome = Outcome(cell, tuple(steps), evaluations, charge, repeats, seconds)
+    outcome = Outcome(
+        cell, tuple(steps), evaluations, charge, repeats, seconds, arithmetic=arithmetic
+    )
     return Claim(outcome, tuple(costs))

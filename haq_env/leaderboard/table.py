@@ -105,10 +105,7 @@ def _tracks(found: Standings) -> list[str]:
         for track, anchor in found.anchors.items()
     ]
     lines = ["## Best policies known", "", *_table(head, rows)]
-    if found.unscored:
-        names = ", ".join(found.unscored)
-        lines += ["", f"Not scored, as nothing better than uniform is known: {names}."]
-    return lines
+    return [*lines, "", found.left_out] if found.left_out else lines
 
 
 def _submissions(submissions: Sequence[Verified]) -> list[str]:

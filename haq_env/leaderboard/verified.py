@@ -12,11 +12,13 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.files import replace_file
+from haq_env.leaderboard.arithmetic import FORM, Tolerance
 from haq_env.leaderboard.protocol import (
     FRESH_SEEDS,
     MOST_EVALUATIONS,
     VERSION,
     Cell,
+    checkpoints,
     find_track,
 )
 from haq_env.leaderboard.submission import CODE, METHOD, MOST_LAYERS, MOST_RUNS
@@ -25,6 +27,7 @@ from haq_env.leaderboard.untrusted import Fields, parse, read_text
 FILE = "verified.json"
 MOST_BYTES = 40_000_000
 MOST_POLICIES = 200_000
+Key = tuple[str, str, str]  # track, w_bits, a_bits
 DIGITS = f"[1-8]{{1,{MOST_LAYERS}}}"
 
 
@@ -52,14 +55,21 @@ class Scored:
     test: tuple[float, ...] = ()
 
     @property
+    def key(self) -> Key:
+        """Track and bits: what it is found by."""
+        return self.track, self.w_bits, self.a_bits
+
+    @property
     def score(self) -> float:
         """Mean of the test accuracies, in percent."""
         return float(np.mean(self.test))
 
-    def agrees(self, other: Scored, tolerance: float) -> bool:
-        """Say whether accuracies that both have differ by so many points at most, and no cost."""
+    def agrees(self, other: Scored, tolerance: Tolerance) -> bool:
+        """Say whether accuracies that both have differ by so little, and no cost."""
         pairs = [(self.accuracy, other.accuracy), *zip(self.test, other.test, strict=False)]
-        near = all(abs(ours - theirs) <= tolerance for ours, theirs in pairs)
+        near = all(abs(ours - theirs) <= tolerance.single for ours, theirs in pairs)
+        if self.test and other.test:
+            near &= abs(self.score - other.score) <= tolerance.score
         return near and bool(
             np.isclose(self.cost, other.cost, rtol=1e-9)
             and np.isclose(self.cost_ratio, other.cost_ratio, rtol=1e-9)
@@ -72,7 +82,7 @@ class VerifiedRun:
 
     Attributes:
         cell: the run.
-        steps: evaluation and policy of the improvements that were executed, in order.
+        steps: evaluation and policy of its improvements, in order.
         evaluations: how many policies it measured, as declared.
         charge: what it computed before, in evaluations, as declared.
         repeats: evaluations of known policies, as declared.
@@ -87,8 +97,19 @@ class VerifiedRun:
     seconds: float = 0.0
 
     def best_after(self, evaluations: int) -> Scored:
-        """Return the policy that the run had after so many evaluations."""
-        return [policy for number, policy in self.steps if number <= evaluations][-1]
+        """Return the policy that the run had after so many evaluations.
+
+        It is the one of the highest accuracy inside the search, the first one where two are, as
+        it was measured here: who claims more for one of them moves nothing.
+        """
+        found = [policy for number, policy in self.steps if number <= evaluations]
+        return max(found, key=lambda policy: policy.accuracy)
+
+    @property
+    def scored(self) -> list[Scored]:
+        """What is measured on test images: the uniform policy, and those at checkpoints."""
+        counts = checkpoints(self.cell.evaluations)
+        return list(dict.fromkeys((self.steps[0][1], *map(self.best_after, counts))))
 
 
 @dataclass(frozen=True)
@@ -102,10 +123,10 @@ class Verified:
         code: https address; empty if it is this package.
         environment_changed: what was changed in the environments; empty if nothing.
         digests: SHA-256 of the files that were executed.
-        curves: whether all improvements were executed, or only those that are scored.
         policies: every policy that was executed, once.
         runs: those that came out as claimed, by track, method and seed.
         refused: what was refused, and why, one line a run.
+        arithmetic: of the machine that executed them, see `haq_env.leaderboard.arithmetic`.
     """
 
     name: str
@@ -114,10 +135,10 @@ class Verified:
     code: str
     environment_changed: str
     digests: dict[str, str]
-    curves: bool
     policies: tuple[Scored, ...]
     runs: tuple[VerifiedRun, ...]
     refused: tuple[str, ...] = ()
+    arithmetic: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write the file, one line for each policy and run; it is replaced in one step.
@@ -135,8 +156,8 @@ class Verified:
             "code": self.code,
             "environment_changed": self.environment_changed,
             "digests": self.digests,
-            "curves": int(self.curves),
             "refused": self.refused,
+            "arithmetic": self.arithmetic,
         }
         policies = [
             [p.track, p.w_bits, p.a_bits, p.cost, p.cost_ratio, p.accuracy, *p.test]
@@ -191,10 +212,10 @@ class Verified:
             code=fields.text("code", longest=310, pattern=CODE),
             environment_changed=fields.text("environment_changed", longest=5000),
             digests=fields.table("digests"),
-            curves=bool(fields.integer("curves", 0, 1)),
             policies=policies,
             runs=runs,
             refused=fields.texts("refused", most=MOST_RUNS, longest=100_000),
+            arithmetic=fields.text("arithmetic", pattern=FORM),
         )
         fields.done()
         return found

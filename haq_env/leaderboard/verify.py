@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.judge import Measured, Question, measure_all
-from haq_env.leaderboard.protocol import Cell, Outcome, Step, checkpoints, find_track
+from haq_env.leaderboard.arithmetic import arithmetic, tolerance
+from haq_env.leaderboard.judge import Question, measure_all
+from haq_env.leaderboard.protocol import Cell, Outcome, Step, find_track
 from haq_env.leaderboard.submission import Claim, Submission
-from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
+from haq_env.leaderboard.verified import Key, Scored, Verified, VerifiedRun
 from haq_env.policy import from_digits
 from haq_env.task import Task
 
-# In points of accuracy. On one machine answers are equal to the last bit; another processor adds in
-# another order, which moved one or two of 450 images. Three are 0.67 points.
-TOLERANCE = 0.5
 COST_TOLERANCE = 1e-9  # relative: costs are sums of a table, and the sum may be in another order
-
-Key = tuple[str, str, str]  # track, w_bits, a_bits
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,12 @@ class Choice:
     Attributes:
         sample: so many runs, drawn at random; None is all of them.
         seed: of the draw.
-        curves: execute the improvements between checkpoints as well, for the curves. They are
-            not measured on test images.
         cache: evaluation cache of the verifier.
         jobs: processes.
     """
 
     sample: int | None = None
     seed: int = 0
-    curves: bool = True
     cache: Path | None = None
     jobs: int = 1
 
@@ -84,9 +77,10 @@ def verify(
     """Execute a submission again.
 
     Every policy must be one of its track and inside the budget, its cost and its accuracy inside
-    the search must come out as claimed (`COST_TOLERANCE`, `TOLERANCE`), and every run must begin
-    with the uniform policy. Then the policies that a run had at its checkpoints are finetuned with
-    fresh seeds and measured on the test images, which is their score.
+    the search must come out as claimed (`COST_TOLERANCE`, `tolerance`), and every run must
+    begin with the uniform policy. Then the policies that a run had at its checkpoints,
+    by the accuracies measured here, are finetuned with fresh seeds and measured on the test
+    images, which is their score.
 
     Args:
         submission: as it was read.
@@ -107,27 +101,32 @@ def verify(
         claim.outcome.cell: _at_once(claim, tasks[claim.outcome.cell.track]) for claim in claims
     }
     fine = [claim for claim in claims if not problems[claim.outcome.cell]]
-    wanted: dict[Key, bool] = {}
+    keys = sorted({_key(c.outcome.cell, step) for c in fine for step in c.outcome.steps})
+    held_out = _ask(keys, False, choice, progress)
+    policies = {key: _scored(key, accuracy, tasks[key[0]]) for key, (accuracy,) in held_out.items()}
     for claim in fine:
-        for step in steps_of(claim.outcome, curves=choice.curves):
-            key = _key(claim.outcome.cell, step)
-            wanted[key] = wanted.get(key, False) or step in scored_steps(claim.outcome)
-    questions = [Question(*key, scored) for key, scored in sorted(wanted.items())]
-    answers: dict[Key, Measured] = {}
-    for question, answer in zip(
-        questions, measure_all(questions, choice.cache, choice.jobs), strict=True
-    ):
-        answers[question[:3]] = answer
-        progress(len(answers), len(questions))
-    for claim in fine:
-        problems[claim.outcome.cell] += _executed(claim, answers, curves=choice.curves)
-    policies = {key: _scored(key, answer, tasks[key[0]]) for key, answer in sorted(answers.items())}
+        problems[claim.outcome.cell] += _executed(claim, policies)
+    passed = [claim.outcome for claim in fine if not problems[claim.outcome.cell]]
+    keys = sorted({policy.key for outcome in passed for policy in _run(outcome, policies).scored})
+    for key, test in _ask(keys, True, choice, progress).items():
+        policies[key] = replace(policies[key], test=test)
+    runs = {outcome.cell: _run(outcome, policies) for outcome in passed}
     if published is not None:
-        for cell, reasons in _differences(fine, policies, published, choice.curves).items():
+        for cell, reasons in _differences(runs.values(), published).items():
             problems[cell] += reasons
     verdicts = [Verdict(cell, tuple(problems[cell])) for cell in problems]
-    passed = [claim.outcome for claim in fine if not problems[claim.outcome.cell]]
-    return verdicts, _verified(submission, passed, policies, verdicts, curves=choice.curves)
+    return verdicts, _verified(submission, runs.values(), verdicts)
+
+
+def _ask(
+    keys: Sequence[Key], fresh: bool, choice: Choice, progress: Callable[[int, int], None]
+) -> dict[Key, tuple[float, ...]]:
+    answers = measure_all([Question(*key, fresh) for key in keys], choice.cache, choice.jobs)
+    found: dict[Key, tuple[float, ...]] = {}
+    for key, answer in zip(keys, answers, strict=True):
+        found[key] = answer
+        progress(len(found), len(keys))
+    return found
 
 
 def check_published(submission: Submission, published: Verified) -> None:
@@ -150,21 +149,21 @@ def check_published(submission: Submission, published: Verified) -> None:
     ):
         raise InputError("it names another submission: verify it again.")
     claimed = {claim.outcome.cell: claim.outcome for claim in submission.claims}
+    scored = {policy.key for run in published.runs for policy in run.scored}
     for run in published.runs:
         outcome = claimed.get(run.cell)
-        scored = set() if outcome is None else {s.evaluation for s in scored_steps(outcome)}
         if (
             outcome is None
             or (run.evaluations, run.charge) != (outcome.evaluations, outcome.charge)
             or (run.repeats, run.seconds) != (outcome.repeats, outcome.seconds)
             or [(number, each.w_bits, each.a_bits) for number, each in run.steps]
-            != [
-                (step.evaluation, step.w_bits, step.a_bits)
-                for step in steps_of(outcome, curves=published.curves)
-            ]
-            or any(not each.test for number, each in run.steps if number in scored)
+            != [(step.evaluation, step.w_bits, step.a_bits) for step in outcome.steps]
+            # a score of a policy that no run needs would be compared with nothing
+            or any(bool(each.test) != (each.key in scored) for _, each in run.steps)
         ):
             raise InputError(f"{run.cell} is not what was submitted: verify it again.")
+    if {*published.policies} != {policy for run in published.runs for _, policy in run.steps}:
+        raise InputError("it has policies that no run has: verify it again.")
     ran = {run.cell for run in published.runs}
     refused = [
         cell
@@ -199,17 +198,6 @@ def _check_cost(policy: Scored, task: Task) -> None:
                 f"a policy of {policy.track} is said to cost {found:.9g}, and costs {real:.9g}: "
                 "verify it again."
             )
-
-
-def scored_steps(outcome: Outcome) -> list[Step]:
-    """Return the policies of a run that are scored: the uniform one, and those of checkpoints."""
-    counts = checkpoints(outcome.cell.evaluations)
-    return list(dict.fromkeys((outcome.steps[0], *map(outcome.best_after, counts))))
-
-
-def steps_of(outcome: Outcome, *, curves: bool) -> list[Step]:
-    """Return the improvements of a run that are executed again."""
-    return list(outcome.steps) if curves else scored_steps(outcome)
 
 
 def _tracks(claims: Sequence[Claim]) -> set[str]:
@@ -250,12 +238,12 @@ def _at_once(claim: Claim, task: Task) -> list[str]:
     return []
 
 
-def _executed(claim: Claim, answers: Mapping[Key, Measured], *, curves: bool) -> list[str]:
+def _executed(claim: Claim, policies: Mapping[Key, Scored]) -> list[str]:
     """Find accuracies that do not come out as claimed."""
     problems = []
-    for step in steps_of(claim.outcome, curves=curves):
-        found = answers[_key(claim.outcome.cell, step)].accuracy
-        if abs(found - step.accuracy) > TOLERANCE:
+    for step in claim.outcome.steps:
+        found = policies[_key(claim.outcome.cell, step)].accuracy
+        if abs(found - step.accuracy) > tolerance(claim.outcome.arithmetic).single:
             problems.append(
                 f"the policy of evaluation {step.evaluation} is claimed to have "
                 f"{step.accuracy:.2f} %, and has {found:.2f} %"
@@ -263,63 +251,52 @@ def _executed(claim: Claim, answers: Mapping[Key, Measured], *, curves: bool) ->
     return problems
 
 
-def _scored(key: Key, answer: Measured, task: Task) -> Scored:
+def _scored(key: Key, accuracy: float, task: Task) -> Scored:
     cost = task.cost(from_digits(key[1], key[2]))
     ratio = cost / task.budget.reference
-    return Scored(*key, cost=cost, cost_ratio=ratio, accuracy=answer.accuracy, test=answer.test)
+    return Scored(*key, cost=cost, cost_ratio=ratio, accuracy=accuracy)
 
 
-def _differences(
-    claims: Sequence[Claim],
-    policies: Mapping[Key, Scored],
-    published: Verified,
-    curves: bool,
-) -> dict[Cell, list[str]]:
+def _run(outcome: Outcome, policies: Mapping[Key, Scored]) -> VerifiedRun:
+    return VerifiedRun(
+        outcome.cell,
+        tuple((step.evaluation, policies[_key(outcome.cell, step)]) for step in outcome.steps),
+        outcome.evaluations,
+        outcome.charge,
+        outcome.repeats,
+        outcome.seconds,
+    )
+
+
+def _differences(runs: Iterable[VerifiedRun], published: Verified) -> dict[Cell, list[str]]:
     """Find published numbers that do not come out again."""
-    known = {(each.track, each.w_bits, each.a_bits): each for each in published.policies}
-    runs = {run.cell: run for run in published.runs}
+    known = {policy.key: policy for policy in published.policies}
+    there = {run.cell for run in published.runs}
+    allowed = tolerance(published.arithmetic)
     found: dict[Cell, list[str]] = {}
-    for claim in claims:
-        cell = claim.outcome.cell
-        reasons = found.setdefault(cell, [])
-        if cell not in runs:
+    for run in runs:
+        reasons = found.setdefault(run.cell, [])
+        if run.cell not in there:
             reasons.append("the verified numbers that are published do not have it")
             continue
-        for step in steps_of(claim.outcome, curves=curves and published.curves):
-            ours, theirs = policies[_key(cell, step)], known.get(_key(cell, step))
-            if theirs is None or len(theirs.test) < len(ours.test):
-                reasons.append(f"the policy of evaluation {step.evaluation} is not published")
-            elif not ours.agrees(theirs, TOLERANCE):
+        for evaluation, ours in run.steps:
+            theirs = known.get(ours.key)
+            if theirs is None:
+                reasons.append(f"the policy of evaluation {evaluation} is not published")
+            elif not ours.agrees(theirs, allowed):
                 reasons.append(
-                    f"the published numbers of evaluation {step.evaluation}'s policy do not come "
-                    "out again"
+                    f"the published numbers of evaluation {evaluation}'s policy do not come out "
+                    "again"
                 )
     return found
 
 
 def _verified(
-    submission: Submission,
-    outcomes: Sequence[Outcome],
-    policies: Mapping[Key, Scored],
-    verdicts: Sequence[Verdict],
-    *,
-    curves: bool,
+    submission: Submission, runs: Iterable[VerifiedRun], verdicts: Sequence[Verdict]
 ) -> Verified:
-    runs, used = [], set()
-    for outcome in outcomes:
-        executed = steps_of(outcome, curves=curves)
-        steps = [(step.evaluation, _key(outcome.cell, step)) for step in executed]
-        used |= {key for _, key in steps}
-        runs.append(
-            VerifiedRun(
-                outcome.cell,
-                tuple((evaluation, policies[key]) for evaluation, key in steps),
-                outcome.evaluations,
-                outcome.charge,
-                outcome.repeats,
-                outcome.seconds,
-            )
-        )
+    refused = {verdict.cell for verdict in verdicts if verdict.problems}
+    kept = [run for run in runs if run.cell not in refused]
+    used = {policy for run in kept for _, policy in run.steps}
     manifest = submission.manifest
     return Verified(
         name=submission.name,
@@ -328,8 +305,8 @@ def _verified(
         code=manifest.code,
         environment_changed=manifest.environment_changed,
         digests=submission.digests,
-        curves=curves,
-        policies=tuple(policies[key] for key in sorted(used)),
-        runs=tuple(sorted(runs, key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))),
+        policies=tuple(sorted(used, key=lambda policy: policy.key)),
+        runs=tuple(sorted(kept, key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))),
         refused=tuple(str(verdict) for verdict in verdicts if verdict.problems),
+        arithmetic=arithmetic(),
     )
