@@ -38,9 +38,9 @@ from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks import load_network
 from haq_env.quantization.clustering import SortedValues
 from haq_env.quantization.integer import IntegerNetwork
-from haq_env.quantization.kernel_check import Unsupported
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
+from haq_env.quantization.products import Unsupported
 from haq_env.quantization.scheme import Settings
 
 

@@ -58,7 +58,7 @@ def choose(task: Task, history: Sequence[Trial], recipe: Recipe, seed: int, coun
     few = list(distinct.values())[:count]
     if len(few) == 1 or not isinstance(evaluator, TrainedEvaluator):
         return few[0]
-    return max(few, key=lambda trial: evaluator.final(trial.bits, recipe, seed)["val"])
+    return max(few, key=lambda trial: evaluator.final(trial.bits, recipe, seed, ("val",))["val"])
 
 
 def finish(

@@ -6,7 +6,7 @@ Everything below (hardware, quantization, evaluation) knows nothing of search; e
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -15,7 +15,15 @@ from haq_env.budget import Budget
 from haq_env.cost import UNITS, CostTable
 from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError, unknown_name
-from haq_env.evaluation import RECIPES, Batching, Evaluation, Evaluator, Recipe, Remembering
+from haq_env.evaluation import (
+    RECIPES,
+    Batching,
+    Evaluation,
+    Evaluator,
+    Recipe,
+    Remembering,
+    Streaming,
+)
 from haq_env.evaluation.recipe import INFERENCES, Inference
 from haq_env.hardware import Hardware
 from haq_env.hardware.load import cost_table
@@ -85,6 +93,17 @@ class Task:
         if isinstance(self.evaluator, Batching):
             return self.evaluator.evaluate_batch(policies)
         return [self.evaluate(bits) for bits in policies]
+
+    def evaluate_each(self, policies: Bits | Sequence[Bits]) -> Iterator[Evaluation]:
+        """Measure policies [N, L, 2] as `evaluate_batch` does; yield the answers as they come.
+
+        A search that writes each of them down at once loses none when it is killed.
+        """
+        if isinstance(self.evaluator, Streaming):
+            return self.evaluator.evaluate_each(policies)
+        if isinstance(self.evaluator, Batching):
+            return iter(self.evaluator.evaluate_batch(policies))
+        return (self.evaluate(bits) for bits in policies)
 
     def remember(self, bits: Bits, accuracy: float) -> None:
         """Tell the evaluator an answer it gave in an earlier run, if it keeps answers."""

@@ -209,6 +209,9 @@ class Residual(nn.Module):
             z = self.conv(x)
             x.mul_(-0.5)
             y = self.bn(z)
+        elif kind == "written into and read again":
+            y = F.relu(x)
+            y.add_(self.bn(self.conv(y)))
         elif kind == "scaled":
             y = torch.add(self.bn(self.conv(x)), x, alpha=0.5)
         else:
@@ -224,7 +227,7 @@ class Residual(nn.Module):
     [
         *("read again later", "a view read again", "broadcast", "broadcast over positions"),
         *("twice itself", "changed in place", "changed in place before batch norm", "scaled"),
-        "relu6",
+        *("relu6", "written into and read again"),
     ],
 )
 def test_sums_of_every_kind_stay_what_they_are(kind, processor):
@@ -323,6 +326,15 @@ def test_without_vnni_only_weights_that_can_saturate_are_taken_apart(monkeypatch
         network.set_policy([bits])
         apart.append(isinstance(Kernel(layer)._compute, Halves))
     assert apart == [True, False, False, False]
+
+
+@needs_kernels
+def test_sums_that_do_not_fit_into_32_bits_are_refused():
+    module = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(70_000, 2)).eval()
+    network, _ = quantized(module, (7, 100, 100), count=2)
+    network.set_policy([(8, 8)])
+    with pytest.raises(Unsupported, match=r"sums of 70,000 products do not fit into 32 bits"):
+        IntegerNetwork.of(network)
 
 
 @needs_kernels

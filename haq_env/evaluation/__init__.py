@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
 from haq_env.policy import Bits
 
-__all__ = ["RECIPES", "Batching", "Evaluation", "Evaluator", "Recipe", "Remembering"]
+__all__ = ["RECIPES", "Batching", "Evaluation", "Evaluator", "Recipe", "Remembering", "Streaming"]
 
 
 @runtime_checkable
@@ -31,6 +31,15 @@ class Batching(Protocol):
 
     def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
         """Measure policies, int64 [N, L, 2], with the answers that `evaluate` gives."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """An evaluator with such a way that need not be waited for until all are measured."""
+
+    def evaluate_each(self, policies: Bits | Sequence[Bits]) -> Iterator[Evaluation]:
+        """Measure policies, int64 [N, L, 2]; yield the answers in order, as they come."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -108,7 +108,7 @@ class Chain:
         before = [buffer.clone() for buffer in others]
         results: list[list[Tensor]] = []
         for whole in (True, False):
-            module = network if whole else Tail(self, 0, [images], ())
+            module = network if whole else Tail(self, 0, [images])
             inputs = images if whole else torch.arange(1)
             recalibrate_batchnorm(module, inputs, len(inputs))
             output = network(images) if whole else [*self.run(self.start(images))][-1]
@@ -128,12 +128,17 @@ class Tail(nn.Module):
     """
 
     def __init__(
-        self, chain: Chain, first: int, inputs: Sequence[Tensor], cuts: Collection[int]
+        self,
+        chain: Chain,
+        first: int,
+        inputs: Sequence[Tensor],
+        cuts: Collection[int] = (),
+        keep: Callable[[dict[int, Tensor]], None] = lambda kept: None,
     ) -> None:
         super().__init__()
         self.parts = nn.ModuleList(chain.parts[first:])
-        self.seen: list[dict[int, Tensor]] = []
-        self._chain, self._first, self._inputs, self._cuts = chain, first, inputs, cuts
+        self._chain, self._first, self._inputs = chain, first, inputs
+        self._cuts, self._keep = cuts, keep
 
     def forward(self, number: Tensor) -> Tensor:
         """Run the parts on the batch of this number, int64 [1]."""
@@ -141,7 +146,7 @@ class Tail(nn.Module):
         if not self._first:
             value = self._chain.start(value)
         value, kept = self._chain.run_keeping(value, self._first, self._cuts)
-        self.seen.append(kept)
+        self._keep(kept)
         return value
 
 

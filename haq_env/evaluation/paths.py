@@ -16,7 +16,10 @@ from haq_env.policy import uniform
 from haq_env.quantization.integer import IntegerNetwork, IntegerProgram, Unsupported
 from haq_env.quantization.network import QuantizedNetwork
 
-AGREEMENT = 0.98  # of the predictions for the trial batch; less is no rounding, but a mistake
+# Of the trial batch at 8 bits: less agreement of the predictions, or a larger relative distance of
+# the logits, is no rounding, but a mistake.
+AGREEMENT = 0.98
+DISTANCE = 0.2
 ROUNDS = 3  # of the trial
 
 
@@ -88,12 +91,17 @@ def _try(network: QuantizedNetwork, program: IntegerProgram, batch: Tensor) -> d
     network.set_policy(uniform(len(network.layers), 8, 8))
     integers = program.convert()
     with torch.no_grad():
-        expected = network(batch).argmax(dim=1)
+        expected = network(batch)
         try:
-            found = integers(batch).argmax(dim=1)
+            found = integers(batch)
         except (RuntimeError, TypeError, AttributeError, IndexError) as error:
             raise Unsupported(f"integer kernels fail ({type(error).__name__})") from error
-        agreement = float((expected == found).float().mean())
+        distance = float((found - expected).norm() / expected.norm())
+        if not distance <= DISTANCE:
+            raise Unsupported(
+                f"integer kernels give other logits (relative distance {distance:.2g})"
+            )
+        agreement = float((expected.argmax(dim=1) == found.argmax(dim=1)).float().mean())
         if agreement < AGREEMENT:
             raise Unsupported(f"integer kernels agree in only {agreement:.1%} of the predictions")
         return {"float": _seconds(network, batch), "int8": _seconds(integers, batch)}

@@ -55,6 +55,25 @@ class _Kept(NamedTuple):
         return sum(tensor.untyped_storage().nbytes() for tensor in joined(*self))
 
 
+class _Holding:
+    """What one policy leaves at one cut, let go of as soon as it is more than may be kept."""
+
+    def __init__(self, cuts: set[int], most: int) -> None:
+        self.cuts = cuts  # one at most; empty when it was too much
+        self.train: list[Tensor] = []
+        self.val: list[Tensor] = []
+        self._most, self._size = most, 0
+
+    def add(self, to: list[Tensor], passed: Mapping[int, Tensor]) -> None:
+        """Hold on to one more batch."""
+        to += passed.values()
+        self._size += sum(tensor.untyped_storage().nbytes() for tensor in passed.values())
+        if self._size > self._most:
+            self.cuts.clear()
+            self.train.clear()
+            self.val.clear()
+
+
 class PrefixReuse:
     """Recalibrates and measures a network, starting from what earlier policies have in common.
 
@@ -119,7 +138,10 @@ class PrefixReuse:
         keys = self._beginnings(bits)
         first = max((cut + 1 for cut, key in enumerate(keys) if key in self._kept), default=0)
         known = max((cut for cut, key in enumerate(keys) if key in self._asked), default=-1)
-        wanted = {known} if known >= first and known not in self._too_large else set()
+        holding = _Holding(
+            {known} if known >= first and known not in self._too_large else set(),
+            self._limit // _SHARE,
+        )
         self._ask(keys)
         self.parts_run += len(chain.parts) - first
         self.parts_asked += len(chain.parts)
@@ -130,17 +152,19 @@ class PrefixReuse:
             _load([norm for norms in chain.norms[:first] for norm in norms], found.stats)
         chain.network.eval()
         with torch.no_grad():
-            tail = Tail(chain, first, self._train if found is None else found.train, wanted)
+            inputs = self._train if found is None else found.train
+            tail = Tail(chain, first, inputs, holding.cuts, partial(holding.add, holding.train))
             recalibrate_batchnorm(tail, torch.arange(len(self._train)), 1)
-            val: list[dict[int, Tensor]] = []
             for number, (images, labels) in enumerate(self._val()):
                 value = chain.start(images) if found is None else found.val[number]
-                logits, passed = chain.run_keeping(value, first, wanted)
-                val.append(passed)
+                logits, passed = chain.run_keeping(value, first, holding.cuts)
+                holding.add(holding.val, passed)
                 if score(int((logits.argmax(dim=1) == labels).sum()), len(labels)):
                     return
-        for cut in wanted:
-            self._keep(keys[cut], [one[cut] for one in tail.seen], [one[cut] for one in val])
+        if known >= first and not holding.cuts:
+            self._too_large.add(known)
+        for cut in holding.cuts:
+            self._keep(keys[cut], holding.train, holding.val)
 
     def _beginnings(self, bits: Bits) -> list[Beginning]:
         rows = self._chain.rows[:-1]  # the last part has no cut behind it

@@ -125,10 +125,17 @@ class TrainedEvaluator:
         return self._keep(bits, key, self.measure(bits, self._best)) if known is None else known
 
     def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
+        """Measure policies, int64 [N, L, 2], as `evaluate_each` does, and wait for all of them."""
+        return list(self.evaluate_each(policies))
+
+    def evaluate_each(self, policies: Bits | Sequence[Bits]) -> Iterator[Evaluation]:
         """Measure policies, int64 [N, L, 2]; in order, as `evaluate` would answer one by one.
 
         A policy that comes twice is measured once and is a hit the second time. With early
         stopping all of them race against the best accuracy before the batch.
+
+        Returns:
+            The answers, each as soon as it and all before it are there.
 
         Raises:
             InputError: as `evaluate` does, before anything is measured.
@@ -136,23 +143,37 @@ class TrainedEvaluator:
         """
         batch = [as_bits(bits, len(self.subject.layers)) for bits in policies]
         keys = [_key(bits) for bits in batch]
-        found = {key: self._recall(key) for key in dict.fromkeys(keys)}
-        # in this order policies that begin alike follow each other
-        missing = sorted(key for key, known in found.items() if known is None)
         which = dict(zip(keys, batch, strict=True))
+        found = {key: self._recall(key) for key in which}
+        missing = [key for key, known in found.items() if known is None]
+        if len(missing) > 1 and self._shares:  # policies that begin alike follow each other
+            missing.sort()
         for key in missing:
             self.bench.network.set_policy(which[key])  # a wrong one is an error now
         self.evaluations += len(batch)
-        answers = self._measure([which[key] for key in missing])
-        for key, answer in zip(missing, answers, strict=True):
-            found[key] = self._keep(which[key], key, answer)
-        results = []
+        return self._answers(keys, found, self._measure([which[key] for key in missing]), missing)
+
+    def _answers(
+        self,
+        keys: Sequence[bytes],
+        found: dict[bytes, Evaluation | None],
+        answers: Iterable[Answer],
+        missing: Sequence[bytes],
+    ) -> Iterator[Evaluation]:
+        """Keep answers as they come, and yield them in the order of the keys."""
+        coming = zip(missing, answers, strict=True)
         for key in keys:
-            result = found[key]
-            assert result is not None
-            results.append(result)
+            while (result := found[key]) is None:
+                arrived, answer = next(coming)
+                bits = np.frombuffer(arrived, dtype=np.uint8).astype(np.int64).reshape(-1, 2)
+                found[arrived] = self._keep(bits, arrived, answer)
+            yield result
             found[key] = self._recall(key)
-        return results
+
+    @property
+    def _shares(self) -> bool:
+        """Whether policies that begin alike share their beginnings."""
+        return bool(self.reuse) and not self.recipe.steps and self.bench.paths.name == "float"
 
     def measure(self, bits: Bits, best: float = -math.inf) -> Answer:
         """Measure a policy, int64 [L, 2], without looking it up or keeping the answer.
@@ -184,20 +205,27 @@ class TrainedEvaluator:
         if workers is not None:
             workers.close()
 
-    def final(self, bits: Bits | None, recipe: Recipe, seed: int) -> dict[str, float]:
+    def final(
+        self,
+        bits: Bits | None,
+        recipe: Recipe,
+        seed: int,
+        parts: tuple[str, ...] = ("val", "test"),
+    ) -> dict[str, float]:
         """Measure a policy after another, usually longer finetuning.
 
         Args:
             bits: int64 [L, 2], or None for the float network, finetuned alike.
             recipe: the finetuning.
             seed: of the order of training images.
+            parts: splits to measure on: ``"train"``, ``"val"``, ``"test"``.
 
         Returns:
-            Top-1 in percent by split: ``"val"`` and ``"test"``.
+            Top-1 in percent by split.
         """
         bench = self.bench
         with self._alone():
-            return bench.measure(bits, recipe, seed, ("val", "test"))
+            return bench.measure(bits, recipe, seed, parts)
 
     @property
     def bench(self) -> Bench:
@@ -245,7 +273,7 @@ class TrainedEvaluator:
         """Yield the answers to policies, measured here or by workers."""
         best = self._best
         if self.workers == 1 or len(policies) < 2:
-            if len(policies) > 1 and self.reuse and not self.recipe.steps:
+            if len(policies) > 1 and self._shares:
                 with self._alone():
                     shared = self.bench.prefixes(self.recipe, self.stopping, self.reuse)
                     if not isinstance(shared, str):

@@ -105,7 +105,7 @@ class _Judge:
 
         evaluator, cache = self._evaluator, self._evaluator.cache
         if cache is None:
-            return evaluator.final(bits, evaluator.recipe, seed)["test"]
+            return evaluator.final(bits, evaluator.recipe, seed, ("test",))["test"]
         if not self._address:
             images = {**evaluator.bench.images, "val": evaluator.bench.images["test"]}
             settings = ("test", evaluator.subject.clip, evaluator.recipe)
@@ -114,7 +114,7 @@ class _Judge:
         known = cache.get(key)
         if known is not None:
             return known
-        found = evaluator.final(bits, evaluator.recipe, seed)["test"]
+        found = evaluator.final(bits, evaluator.recipe, seed, ("test",))["test"]
         names = self.task.settings
         tier = f"{names['evaluator']}, test images"
         origin = Origin(names["network"], names["dataset"], names["quantizer"], tier, str(seed))

@@ -23,14 +23,16 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq_env.quantization.fusion import InPlaceBatchNorm2d, ceiling_of, follow
-from haq_env.quantization.kernel_check import Unsupported, exact_weights
+from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.kernels import Grid, Kernel
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
+from haq_env.quantization.products import Unsupported
 
 __all__ = ["IntegerNetwork", "IntegerProgram", "Unsupported"]
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_IN_PLACE = (operator.iadd, "add_")
 _RELUS = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
 _RELU6S = (F.relu6,)
 _NORMS = (nn.BatchNorm2d, InPlaceBatchNorm2d)
@@ -214,6 +216,8 @@ def _absorb(user: fx.Node, module: nn.Module | None, stage: _Stage, chain: list[
         stage.norm = module if fits else stage.norm
         return fits
     if _called(user) in _ADDS:
+        if _called(user) in _IN_PLACE and user.args[0] is not chain[-1]:
+            return False  # it writes into what others may read
         stage.added = _other_operand(user, chain)
     return stage.added is not None
 

@@ -12,16 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from haq_env.quantization.products import FULL, HALF, After, Geometry, Product
+from haq_env.quantization.products import FULL, HALF, After, Geometry, Product, Unsupported
 
 # channels, groups, kernel size, code of zero
 _DEPTHWISE = (64, 64, 3, 0), (32, 32, 3, 128)
-_OTHERS = (64, 1, 1, 0), (64, 1, 3, 0), (64, 1, 1, 128), (16, 1, 3, 128), (32, 2, 3, 0)
+_OTHERS = (64, 1, 1, 0), (64, 1, 3, 0), (64, 1, 1, 128), (16, 1, 3, 64), (32, 2, 3, 0)
 _FAILURES = (AttributeError, RuntimeError, TypeError)
-
-
-class Unsupported(Exception):
-    """This network, policy or machine has no integer path; the message says why, in one line."""
 
 
 @cache
@@ -37,13 +33,14 @@ def exact_weights(depthwise: bool = False) -> int:
     Raises:
         Unsupported: the operators do not exist here, or are not even exact for 64.
     """
+    fault = ""
     try:
         for largest in (FULL, HALF):
-            if not _fault(largest, depthwise):
+            if not (fault := _fault(largest, depthwise)):
                 return largest
     except _FAILURES as error:
         raise Unsupported(f"torch has no integer kernels here ({type(error).__name__})") from error
-    raise Unsupported(f"{_fault(HALF, depthwise)} are not exact on this processor")
+    raise Unsupported(f"{fault} are not exact on this processor")
 
 
 def _fault(largest: int, depthwise: bool) -> str:

@@ -19,12 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq_env.quantization.kernel_check import Unsupported, exact_weights
+from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.layers import QuantLayer, Slot
 from haq_env.quantization.linear import LinearQuantizer
-from haq_env.quantization.products import After, Geometry, Halves, Product, saturates, stored
+from haq_env.quantization.products import (
+    After,
+    Geometry,
+    Halves,
+    Product,
+    Unsupported,
+    exact,
+    stored,
+)
 
-SIGNED_ZERO = 128  # the code of zero where inputs are signed
 CHUNK = 1 << 18  # numbers quantized at once: three passes over them stay in the second-level cache
 
 
@@ -58,8 +65,8 @@ class Grid(NamedTuple):
 
     @property
     def zero(self) -> int:
-        """The stored code of zero."""
-        return SIGNED_ZERO if self.signed else 0
+        """The stored code of zero: no larger than need be, so that few pairs saturate."""
+        return self.largest + 1 if self.signed else 0
 
     @property
     def largest_stored(self) -> int:
@@ -140,13 +147,9 @@ class Kernel:
         return self._exactly(replace(self._product, after=After()))
 
     def _exactly(self, product: Product) -> Product | Halves:
-        """Take a product apart whose sums would not be exact on this machine."""
-        weight, geometry = product.weight, product.geometry
-        depthwise = geometry is not None and geometry[3] == len(weight) > 1
-        fits = int(weight.abs().max()) <= exact_weights(depthwise)
-        if fits or not saturates(weight, self.input.largest_stored):
-            return product
-        return Halves(product)
+        geometry = product.geometry
+        depthwise = geometry is not None and geometry[3] == len(product.weight) > 1
+        return exact(product, self.input.largest_stored, exact_weights(depthwise))
 
     def _output_shape(self, codes: Tensor) -> tuple[int, ...]:
         assert self._product.geometry is not None

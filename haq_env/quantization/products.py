@@ -1,12 +1,12 @@
 """Sums of products of 8-bit codes, exact in 32 bits, and what is done to each sum.
 
 The kernels are oneDNN's, through operators that torch uses itself but does not document. They want
-unsigned inputs: signed ones are stored with z = 128.
+unsigned inputs, and write float32, which holds whole numbers up to 2^24 exactly.
 
 Processors without VNNI add products in pairs, in 16 bits: 2 * 255 * 127 saturates there, and
-2 * 255 * 64 does not. So weights above 64 are taken apart there into two halves, the layer is
-computed twice, and the sum of both is exact again. `haq_env.quantization.kernel_check` finds out
-whether that is needed.
+2 * 255 * 64 does not. So weights above 64 that meet large inputs are taken apart there into two
+halves, the layer is computed twice, and the sum of both is what the whole would have been.
+`haq_env.quantization.kernel_check` finds out whether that is needed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from torch import Tensor
 
 FULL, HALF = 127, 64  # weights that sums are exact for: with VNNI, and where pairs saturate
 _PAIR = (1 << 15) - 1  # the largest sum of two products without VNNI
+_LARGEST = (1 << 31) - 1  # of a whole sum
 
 Geometry = tuple[list[int], list[int], list[int], int]
+
+
+class Unsupported(Exception):
+    """This network, policy or machine has no integer path; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,10 @@ def stored(codes: Tensor, zero: int) -> Tensor:
 
     Args:
         codes: floats, -zero to 255 - zero.
-        zero: the stored code of zero, 0 or 128.
+        zero: the stored code of zero, 0 to 128.
     """
     # signed bytes and a flipped sign bit: the conversion to unsigned ones is six times slower
-    signed = codes if zero else codes.sub_(128)
+    signed = codes.add_(zero - 128) if zero != 128 else codes
     return signed.to(torch.int8).view(torch.uint8).bitwise_xor_(128)
 
 
@@ -134,17 +139,17 @@ class Halves:
     """A product whose pairs would saturate, computed as the sum of two that do not.
 
     Args:
-        of: the product.
+        whole: the product.
     """
 
-    of: Product
+    whole: Product
 
     def __post_init__(self) -> None:
-        weight, geometry = self.of.weight, self.of.geometry
-        one, none = torch.ones_like(self.of.scale), torch.zeros_like(self.of.shift)
+        weight, geometry = self.whole.weight, self.whole.geometry
+        one, none = torch.ones_like(self.whole.scale), torch.zeros_like(self.whole.shift)
         half = torch.div(weight, 2, rounding_mode="trunc")
         self._halves = [
-            Product(part, self.of.zero, geometry, one, none, After())
+            Product(part, self.whole.zero, geometry, one, none, After())
             for part in (half, weight - half)
         ]
 
@@ -152,11 +157,26 @@ class Halves:
         """Compute it, see `Product`."""
         first, second = self._halves
         sums = first(codes).add_(second(codes))
-        shape = (-1,) if self.of.geometry is None else (1, -1, 1, 1)
-        sums.mul_(self.of.scale.view(shape)).add_(self.of.shift.view(shape))
-        return self.of.after.apply(sums if added is None else sums.add_(added))
+        shape = (-1,) if self.whole.geometry is None else (1, -1, 1, 1)
+        sums.mul_(self.whole.scale.view(shape)).add_(self.whole.shift.view(shape))
+        return self.whole.after.apply(sums if added is None else sums.add_(added))
 
 
-def saturates(weight: Tensor, largest_input: int) -> bool:
-    """Tell whether two products of these weights with inputs may not fit into 16 bits."""
-    return 2 * largest_input * int(weight.abs().max()) > _PAIR
+def exact(product: Product, largest_input: int, largest_weight: int) -> Product | Halves:
+    """Return what computes a product without saturating.
+
+    Args:
+        product: the product.
+        largest_input: the largest stored code that comes.
+        largest_weight: see `haq_env.quantization.kernel_check.exact_weights`.
+
+    Raises:
+        Unsupported: its sums do not fit into 32 bits.
+    """
+    weight = product.weight
+    largest = int(weight.abs().max()) * largest_input
+    if largest * weight[0].numel() > _LARGEST:
+        raise Unsupported(f"sums of {weight[0].numel():,} products do not fit into 32 bits")
+    if largest <= largest_weight * largest_input or 2 * largest <= _PAIR:
+        return product
+    return Halves(product)

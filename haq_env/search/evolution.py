@@ -35,14 +35,12 @@ def evolution(task: Task, evaluations: int, seed: int) -> History:
 
 
 def measure_all(task: Task, requested: Sequence[Bits], history: History) -> list[Trial]:
-    """Project policies, each [L, 2], evaluate them as one batch, and add them in order."""
+    """Project policies, each [L, 2], evaluate them as one batch, and add each as it comes."""
     batch = [task.project(bits) for bits in requested]
-    trials = [
-        trial_of(task, bits, wish, result.accuracy, result.seconds, result.cache_hit)
-        for bits, wish, result in zip(batch, requested, task.evaluate_batch(batch), strict=True)
-    ]
-    for trial in trials:
-        history.add(trial)
+    trials = []
+    for bits, wish, result in zip(batch, requested, task.evaluate_each(batch), strict=True):
+        trials.append(trial_of(task, bits, wish, result.accuracy, result.seconds, result.cache_hit))
+        history.add(trials[-1])
     return trials
 
 

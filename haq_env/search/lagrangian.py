@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from haq_env.budget import ROUNDING, Budget
 from haq_env.cost import Grid
+from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS, Bits
 
 _DEAREST = 1e300
@@ -32,9 +33,15 @@ def allocate(harm: Grid, budget: Budget) -> Bits:
     Returns:
         int64 [L, 2]. Its cost is inside the budget, and no single change that still fits would
         lower the harm.
+
+    Raises:
+        InputError: a layer has no pair of widths that is allowed and of finite harm.
     """
     layers = len(harm)
     open_pairs = budget.space.pairs().reshape(layers, -1) & np.isfinite(harm.reshape(layers, -1))
+    if (shut := ~open_pairs.any(axis=1)).any():
+        lost = [budget.table.names[layer] for layer in np.flatnonzero(shut)]
+        raise InputError(f"layers {lost}: no allowed pair of widths has a finite harm.")
     cost = np.where(open_pairs, budget.table.grid(budget.metric).reshape(layers, -1), np.inf)
     base = cost.min(axis=1)
     slack = budget.limit - budget.table.constant(budget.metric) - float(base.sum())
