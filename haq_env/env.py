@@ -89,8 +89,9 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     come. The last one has also `policy` (pairs of weight and activation bits for all
     layers), `policy_requested` (before the projection), `accuracy`, `float_accuracy` (percent),
     `cost`, `cost_ratio` (to the 8-bit network), `budget` (the limit, in the unit of the cost),
-    `seconds`, `cache_hit` (this policy was measured before) and `stopped_early` (the accuracy is
-    an estimate, see the argument `early_stopping`).
+    `seconds`, `cache_hit` (this policy was measured before), `stopped_early` (the accuracy is
+    an estimate, see the argument `early_stopping`) and `note` (why floating point measured it
+    although integers were allowed, mostly nothing).
 
     ## Arguments
 
@@ -186,6 +187,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
             "seconds": result.seconds,
             "cache_hit": result.cache_hit,
             "stopped_early": result.stopped_early,
+            "note": result.note,
         }
         return self._observe(), float(reward), True, False, info
 

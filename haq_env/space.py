@@ -117,10 +117,10 @@ class BitSpace:
 
 
 def _check_range(bits: Sequence[int]) -> tuple[int, int]:
-    try:
-        low, high = (int(b) for b in bits)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"bits must be (smallest, largest), not {bits!r}.") from error
+    whole = [isinstance(width, (int, np.integer)) for width in bits]
+    if whole != [True, True]:
+        raise InputError(f"bits must be two integers (smallest, largest), not {bits!r}.")
+    low, high = (int(b) for b in bits)
     if low < MIN_BITS or high > MAX_BITS:
         raise InputError(f"bits must lie within {MIN_BITS} to {MAX_BITS}, not {bits!r}.")
     if low > high:

@@ -144,7 +144,7 @@ def make_task(
     device: str = "cpu",
     cache: str | Path | None = None,
     workers: int = 1,
-    reuse: int = 512,
+    reuse: float = 512,
     early_stopping: float | None = None,
     inference: Inference = "float",
 ) -> Task:
@@ -229,7 +229,7 @@ def make_task(
             seed,
             _cache(cache),
             workers=workers,
-            reuse=reuse << 20,
+            reuse=int(reuse * 2**20),
             stopping=None if early_stopping is None else EarlyStopping(early_stopping),
         )
     elif not isinstance(recipe, Evaluator):

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -259,6 +260,16 @@ def test_a_run_killed_again_and_again_ends_as_an_unbroken_one(name, settings, tm
     resumed = search_with_agent(toy(name), name, episodes, 0, folder=broken, resume=True, **rest)
     assert seen(resumed) == seen(history)
     assert same_state(whole, broken)
+
+
+@pytest.mark.parametrize("name", ["ppo", "maskable-ppo"])
+def test_an_episode_of_one_decision_is_learned_from(name):
+    layers = LayerTable("one", (LAYERS[0], LAYERS[1], LAYERS[3]), (3, 8, 8))
+    settings = {"quantizer": "kmeans", "hardware": "size", "budget": 0.9}
+    task = make_task(torch.nn.Identity(), layers=layers, evaluator=Additive(), **settings)
+    assert len(task.space.steps) == 1
+    env = gym.wrappers.OrderEnforcing(QuantizationEnv(task, actions=ALGORITHMS[name].actions))
+    assert len(search_with_agent(env, name, 13, 0)) == 14
 
 
 @pytest.mark.parametrize("name", ["ppo", "maskable-ppo", "dqn", "haq-ddpg"])

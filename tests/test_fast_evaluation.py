@@ -15,11 +15,13 @@ from torch import nn
 from haq_env.data import Dataset, Split
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
-from haq_env.evaluation import Evaluation, Recipe
+from haq_env.evaluation import Evaluation, Recipe, prefix
 from haq_env.evaluation.batch import WorkerError
 from haq_env.evaluation.stopping import EarlyStopping, Score, upper_bound
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.search import SEARCH
+from haq_env.search.evolution import measure_all
+from haq_env.search.history import History
 from haq_env.task import make_task
 
 
@@ -230,7 +232,7 @@ def test_a_network_that_cannot_travel_is_an_error_with_its_reason():
     task = small(Local(*network()), workers=2)
     with pytest.raises(InputError, match="cannot be sent to another process"):
         task.evaluate_batch(some(task, 2))
-    with pytest.raises(InputError, match="workers must be 1 or more"):
+    with pytest.raises(InputError, match="workers must be an integer, 1 or more"):
         make_task(workers=0)
 
 
@@ -260,6 +262,43 @@ def test_shared_beginnings_change_no_answer_and_no_statistic(quantizer, limit):
     shared = fast.evaluator.bench.prefixes(fast.evaluator.recipe, None, limit << 20)
     assert shared.parts_run < shared.parts_asked
     assert shared.size <= limit << 20
+
+
+def test_what_is_too_much_to_keep_is_let_go_of_while_it_comes(monkeypatch):
+    task = small(reuse=0.001)  # less than one batch at any cut
+    held: list[int] = []
+    add = prefix._Holding.add
+
+    def watched(self, to, passed):
+        add(self, to, passed)
+        held.append(len(self.train) + len(self.val))
+
+    monkeypatch.setattr(prefix._Holding, "add", watched)
+    policies = relatives(task, 12)
+    expected = [small(reuse=0).evaluate(bits).accuracy for bits in policies]
+    assert [task.evaluate(bits).accuracy for bits in policies] == expected
+    assert held
+    assert not any(held)
+
+
+@pytest.mark.parametrize("tier", ["ptq_bn", Recipe(steps=1)])
+def test_a_batch_that_is_interrupted_leaves_what_it_has_measured(tier, monkeypatch):
+    task = small(evaluator=tier)
+    measure, left = task.evaluator.measure, [5]
+
+    def interrupted(bits, best):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return measure(bits, best)
+
+    monkeypatch.setattr(task.evaluator, "measure", interrupted)
+    history = History()
+    with pytest.raises(KeyboardInterrupt):
+        measure_all(task, list(some(task, 8)), history)
+    if tier != "ptq_bn":  # where beginnings are shared, those that begin alike come first
+        assert len(history) == 5
+    assert task.evaluator.seconds > 0
 
 
 def test_an_evolution_of_the_bundled_network_is_the_same_with_shared_beginnings():

@@ -118,6 +118,42 @@ def test_normalisation_that_does_not_fit_the_images_is_refused(changed, message)
         noise(side=8, channels=1, **changed)
 
 
+def test_outputs_that_no_class_has_and_accuracies_of_chance_are_warned_of():
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten()),
+        nn.Linear(4 * 28 * 28, 99),
+    )
+    nn.init.constant_(module[-1].bias[50:], 100.0)  # always an output that is no class
+    task = make_task(module, noise(), evaluator=SHORT)
+    with pytest.warns(RuntimeWarning, match="has 99 outputs, and data set 'noise' has 10 classes"):
+        task.evaluator.bench  # noqa: B018
+    with pytest.warns(
+        RuntimeWarning, match=r"right for 0\.0 % of the val images, no more than chan"
+    ):
+        assert task.float_accuracy == 0
+
+
+def test_integers_that_cannot_serve_are_warned_of_where_they_were_asked_for():
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(4, 4, 3)),
+        *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)),
+    )
+    task = make_task(module, noise(), evaluator=SHORT, inference="int8")
+    with pytest.warns(RuntimeWarning, match="int8 was asked for: float inference"):
+        assert "float inference" in task.evaluate(task.uniform()).note
+
+
+@pytest.mark.parametrize("recipe", [Recipe(steps=2, batch_size=1), Recipe(steps=0, bn_images=1)])
+def test_batch_norm_on_a_single_value_is_an_error_that_names_the_recipe(recipe):
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1)),
+        *(nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4, 10)),
+    )
+    task = make_task(module, noise(), evaluator=recipe)
+    with pytest.raises(InputError, match="larger batch_size and bn_images"):
+        task.evaluate(task.uniform())
+
+
 def test_splits_of_different_sizes_are_refused():
     small, large = noise(side=8), noise(side=12)
     with pytest.raises(InputError, match=r"test has images \[3, 12, 12\], and train \[3, 8, 8\]"):

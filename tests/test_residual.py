@@ -116,6 +116,15 @@ def test_a_table_of_ones_own_is_taken_and_observed_even_where_it_is_all_zero():
         assert task.budget.fits(np.array(info["policy"]))
 
 
+def test_a_prior_without_a_finite_width_is_no_policy_outside_the_space():
+    task = make_task(evaluator="ptq_bn")
+    table = np.ones((len(task.layers), 2, 8))
+    table[2] = np.inf
+    env = ResidualEnv(task, prior=table)
+    with pytest.raises(InputError, match="no allowed pair of widths has a finite harm"):
+        episode(env, np.zeros(len(task.space.steps)))
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -540,6 +541,30 @@ def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path, monkeypatch, cap
     line = refused(monkeypatch, capsys, *argv)
     assert "cannot resume" in line
     assert "weights was 'others' and is now" in line
+
+
+def test_a_run_goes_on_with_the_images_it_began_with(tmp_path, monkeypatch, capsys, no_evaluation):
+    (tmp_path / "own_images.py").write_text(
+        textwrap.dedent(
+            """
+            from dataclasses import replace
+            from haq_env.data import load_dataset
+
+            def data():
+                found = load_dataset("digits")
+                return replace(found, name="own", val=found.val.first(100))
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    weights = WEIGHTS / "mobilenet_v1_digits.safetensors"
+    argv = ["--algo", "ddpg", "--episodes", "2", "--dataset", "own_images:data"]
+    argv += ["--checkpoint", str(weights), "--out", str(tmp_path / "run"), "--resume"]
+    settings = settings_of(dataset="own_images:data", checkpoint=weights)
+    open_folder(tmp_path / "run", {**settings, "images": "others"}, resume=False, overwrite=False)
+    line = refused(monkeypatch, capsys, *argv)
+    assert "cannot resume" in line
+    assert "images was 'others' and is now" in line
 
 
 def test_a_frozen_network_is_refused_before_the_search_and_not_after_it(

@@ -213,6 +213,8 @@ def _by_length(algorithm: Algorithm, steps: int, warmup: int) -> dict[str, Any]:
     settings: dict[str, Any] = {"n_steps": algorithm.rollout * steps}
     if "A2C" not in algorithm.path:  # which takes the whole rollout at once
         settings["batch_size"] = max(2, algorithm.rollout * steps // algorithm.minibatches)
+    if "Maskable" in algorithm.path and steps == 1:
+        settings["normalize_advantage"] = False  # it would divide a rest of one by its deviation
     return settings
 
 

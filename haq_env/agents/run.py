@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -24,7 +25,7 @@ MEASURED = "episodes.measured.csv"  # beside the log, while a resumed run catche
 
 
 def search_with_agent(
-    env: QuantizationEnv,
+    env: gym.Env[Any, Any],
     algorithm: str,
     episodes: int,
     seed: int,
@@ -39,7 +40,7 @@ def search_with_agent(
     """Train an agent; every episode is one evaluation, the uniform policy is number zero.
 
     Args:
-        env: the environment.
+        env: the environment, with or without the wrappers of `gymnasium.make`.
         algorithm: one of `haq_env.agents.ALGORITHMS`.
         episodes: how many episodes the agent plays in all, earlier ones of a resumed run included.
         seed: of the agent.
@@ -62,6 +63,7 @@ def search_with_agent(
         InputError: unknown algorithm or setting, the wrong kind of actions, no episodes, a
             damaged state.
     """
+    env = _inside(env)
     if episodes < 1:
         raise InputError(f"episodes must be 1 or more, not {episodes}.")
     log = None if folder is None else folder / "episodes.csv"
@@ -147,6 +149,13 @@ def _stretches(agent: BaseAlgorithm, episodes: int, steps: int) -> Iterator[int]
     if rest:
         agent.n_steps = agent.rollout_buffer.buffer_size = rest * steps
         yield rest
+
+
+def _inside(env: gym.Env[Any, Any]) -> QuantizationEnv:
+    """Take the wrappers of `gymnasium.make` off, which pass no attributes on."""
+    if not isinstance(env.unwrapped, QuantizationEnv):
+        raise InputError(f"env must be an environment of haq-env, not {env}.")
+    return env.unwrapped
 
 
 def _can_go_on(log: Path, state: Path) -> bool:

@@ -190,7 +190,7 @@ class Search:
         torch.set_num_threads(self.threads)
         source = None if self.transfer_from is None else Source.open(self.transfer_from)
         env = self._environment(source)
-        settings = {**self.record(), **self._weights(env.task)}
+        settings = {**self.record(), **self._weights(env.task), **_images(env.task)}
         open_folder(self.out, settings, resume=self.resume, overwrite=self.overwrite)
         task = env.task
         budget = task.budget
@@ -332,6 +332,20 @@ class Search:
         console.print(comparison_table(rows(task, finals)))
         network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
         console.print(f"Written: {path} (the policy); beside it {network}episodes.csv, plots.")
+
+
+def _images(task: Task) -> dict[str, str]:
+    """Return a digest of images that are not the package's: a resumed run has the same."""
+    from haq_env.data import load_dataset
+    from haq_env.evaluation.trained import TrainedEvaluator
+
+    assert isinstance(task.evaluator, TrainedEvaluator)
+    subject = task.evaluator.subject
+    if subject.dataset == "digits":
+        return {}
+    data = load_dataset(subject.dataset, **dict(subject.dataset_options))
+    files = data.about.get("sha256")  # of sets too large to be read for this
+    return {"images": data.digest() if files is None else str(sorted(files.items()))}
 
 
 def _number(budget: str | None) -> float | str | None:

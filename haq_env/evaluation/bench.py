@@ -84,14 +84,25 @@ class Bench:
             calibration_images=sample,
         )
         self.paths = Paths(self.network, subject.inference, sample[:128])
+        if subject.inference == "int8" and self.paths.name == "float":
+            warnings.warn(f"int8 was asked for: {self.paths.note}", RuntimeWarning, stacklevel=2)
         self.note = ""  # on how the latest accuracy was measured
         self._float: dict[str, float] = {}
+        self._classes = data.classes
         self._reuse: dict[Recipe, PrefixReuse | str] = {}  # or why there is none
 
     def float_accuracy(self, part: str) -> float:
         """Accuracy of the float network as it was given, in percent."""
         if part not in self._float:
             self._float[part] = self.measure(None, None, 0, (part,))[part]
+            if self._float[part] <= 100 / self._classes < 100:
+                warnings.warn(
+                    f"the float network is right for {self._float[part]:.1f} % of the {part} "
+                    f"images, no more than chance among {self._classes} classes: do mean, std and "
+                    "the order of the labels fit it?",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         return self._float[part]
 
     def measure(
@@ -228,6 +239,13 @@ def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
         raise InputError(
             f"the network must answer [1, classes] logits for an image; data set {data.name!r} "
             f"has {data.classes} classes, but the answer is {found}."
+        )
+    if logits.shape[1] > data.classes:
+        warnings.warn(
+            f"the network has {logits.shape[1]} outputs, and data set {data.name!r} has "
+            f"{data.classes} classes: label k must mean output k.",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

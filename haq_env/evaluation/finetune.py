@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from haq_env.data import Dataset, Split
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import Recipe
-from haq_env.quantization.batchnorm import BATCH
+from haq_env.quantization.batchnorm import BATCH, enough_values
 
 
 class Trainable(Protocol):
@@ -126,7 +126,7 @@ def finetune(
     order = _order(len(images), recipe, seed)
     losses = []
     network.train()
-    with dropout_seeded(seed, images.labels.device):
+    with dropout_seeded(seed, images.labels.device), enough_values():
         for step, index in enumerate(torch.split(order, recipe.batch_size)):
             lr = 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * step / recipe.steps))
             for group in optimizer.param_groups:

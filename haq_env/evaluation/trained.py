@@ -82,8 +82,8 @@ class TrainedEvaluator:
     ) -> None:
         if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
             raise InputError(f"seed must be an integer, 0 or more, not {seed!r}.")
-        if workers < 1:
-            raise InputError(f"workers must be 1 or more, not {workers}.")
+        if not isinstance(workers, (int, np.integer)) or workers < 1:
+            raise InputError(f"workers must be an integer, 1 or more, not {workers!r}.")
         if reuse < 0:
             raise InputError(f"reuse is a number of bytes, 0 or more, not {reuse}.")
         self.subject = subject

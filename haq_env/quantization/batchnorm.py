@@ -49,9 +49,23 @@ def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = B
     if not norms:
         return
     batches = -(-len(images) // batch_size)
-    with _only_training(module, norms), torch.no_grad():
+    with _only_training(module, norms), torch.no_grad(), enough_values():
         for batch in images.tensor_split(batches):
             module(batch)
+
+
+@contextmanager
+def enough_values() -> Iterator[None]:
+    """Say what to change where batch norm has to train on a single value for each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "batch norm cannot be trained on a single value for each channel, as one image on a "
+            "1 x 1 map is: give the recipe a larger batch_size and bn_images."
+        ) from error
 
 
 @contextmanager

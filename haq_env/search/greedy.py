@@ -89,7 +89,10 @@ def _least_ratio(task: Task, sensitivity: Grid) -> Bits:
     budget = task.budget
     limit = budget.limit - budget.table.constant(budget.metric)
     grid = budget.table.grid(budget.metric)
-    return step_down(sensitivity, grid, task.space.pairs(), limit, task.space.highest)
+    try:
+        return step_down(sensitivity, grid, task.space.pairs(), limit, task.space.highest)
+    except InputError:  # costs that are not monotone can end in a dead end above the limit
+        return task.project(task.space.lowest)
 
 
 def greedy(task: Task, evaluations: int, seed: int) -> History:
