@@ -106,7 +106,7 @@ class Run:
         wanted = set(cells)
         for row in store.rows():
             if row.state == "failed" and row.cell in wanted:
-                error = row.error.splitlines()[-1]
+                error = (row.error.splitlines() or ["no reason was given"])[-1]
                 line = f"FAILED {row.cell}, {row.attempts} attempts (--retry tries again): {error}"
                 console.print(line, markup=False, soft_wrap=True)
         return int(states["failed"] > 0)

@@ -81,6 +81,7 @@ class Submit:
             raise InputError(f"hours must be 0 or more, not {self.hours}.")
         outcomes = chosen(Store(self.store, create=False).outcomes(), self.tracks, self.methods)
         missing = {*self.methods} - {outcome.cell.method for outcome in outcomes}
+        missing |= {*self.tracks} - {outcome.cell.track for outcome in outcomes}
         if missing:
             raise InputError(f"{self.store} has no finished run of {min(missing)!r} to submit.")
         hours = sum(each.wall for each in outcomes) / 3600 if self.hours is None else self.hours
