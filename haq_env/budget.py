@@ -93,6 +93,11 @@ class Budget:
         """The limit as a share of the 8-bit network's cost."""
         return self.limit / self.reference
 
+    @property
+    def for_layers(self) -> float:
+        """What the layers together may cost: the limit without the part that bits do not change."""
+        return self.limit - self.table.constant(self.metric)
+
     def cost(self, bits: Bits) -> Grid:
         """Return the limited cost of policies, float64 [...]."""
         return self.table.cost(bits, self.metric)

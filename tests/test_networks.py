@@ -441,6 +441,7 @@ UNSIGNED = [
     lambda x: x.relu().chunk(2, dim=1)[0].repeat(1, 2, 1, 1),
     lambda x: F.dropout(F.relu(x), 0.5, False).permute(0, 1, 3, 2).contiguous(),
     lambda x: torch.maximum(x, x.relu()),
+    lambda x: x.relu().where(x.abs() > 0.3, x.sigmoid()),
 ]
 SIGNED = [
     lambda x: x,
@@ -459,6 +460,7 @@ SIGNED = [
     lambda x: F.pad(F.relu(x), (1, 1, 1, 1), value=-1.0),
     lambda x: F.interpolate(F.relu(x), scale_factor=2, mode="bicubic"),
     lambda x: torch.minimum(x, x.relu()),
+    lambda x: x.where(x.abs() < 0.3, 0.0),
     wrote_through_a_view,
     subtracted_in_place,
     overwritten,
@@ -704,7 +706,7 @@ def test_missing_files_and_unwritable_metadata_are_input_errors(tmp_path, networ
         with pytest.raises(InputError, match="not JSON"):
             save_checkpoint(tmp_path / "net", network, metadata)
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot write"):
         save_checkpoint(tmp_path / "file" / "net", network, {})
 
 

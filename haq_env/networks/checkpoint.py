@@ -5,7 +5,6 @@ Only safetensors is read: a pickle can run code. Metadata can be read without to
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq_env.errors import InputError
+from haq_env.files import replace_file, writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,15 +87,9 @@ def save_tensors(
     # Tied tensors share memory, which the format refuses.
     stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(stored, metadata={_KEY: text}))
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise InputError(f"checkpoint {path} cannot be written: {error}.") from error
+    replace_file(path, save(stored, metadata={_KEY: text}))
 
 
 def load_checkpoint(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def _of_call(name: str, node: fx.Node, known: Mapping[fx.Node, bool]) -> bool:
     elif name == "maximum":
         result = _is(first, known) or _is(_argument(node, 1, "other"), known)
     elif name in ("minimum", "where"):
-        operands = node.args[-2:]
+        # as a method, `where` stands between its two operands: x.where(condition, y)
+        middle = name == "where" and node.op == "call_method"
+        operands = (node.args[0], *node.args[2:]) if middle else node.args[-2:]
         result = len(operands) == 2 and all(_is(operand, known) for operand in operands)
     elif name == "getattr":
         attribute = _argument(node, 1, "name")

@@ -87,10 +87,9 @@ def greedy_sensitivity(task: Task, evaluations: int, seed: int) -> History:
 
 def _least_ratio(task: Task, sensitivity: Grid) -> Bits:
     budget = task.budget
-    limit = budget.limit - budget.table.constant(budget.metric)
-    grid = budget.table.grid(budget.metric)
+    grid, pairs = budget.table.grid(budget.metric), task.space.pairs()
     try:
-        return step_down(sensitivity, grid, task.space.pairs(), limit, task.space.highest)
+        return step_down(sensitivity, grid, pairs, budget.for_layers, task.space.highest)
     except InputError:  # costs that are not monotone can end in a dead end above the limit
         return task.project(task.space.lowest)
 

@@ -227,8 +227,7 @@ def least_sensitive(task: Task, sensitivity: Grid) -> Bits:
     """Return the optimal policy [L, 2] of a task for a table [L, 8, 8]."""
     budget = task.budget
     grid = budget.table.grid(budget.metric)
-    limit = budget.limit - budget.table.constant(budget.metric)
-    return solve(sensitivity, grid, task.space.pairs(), limit).bits
+    return solve(sensitivity, grid, task.space.pairs(), budget.for_layers).bits
 
 
 def ilp_kl(task: Task, evaluations: int, seed: int) -> History:

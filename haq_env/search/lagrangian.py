@@ -44,7 +44,7 @@ def allocate(harm: Grid, budget: Budget) -> Bits:
         raise InputError(f"layers {lost}: no allowed pair of widths has a finite harm.")
     cost = np.where(open_pairs, budget.table.grid(budget.metric).reshape(layers, -1), np.inf)
     base = cost.min(axis=1)
-    slack = budget.limit - budget.table.constant(budget.metric) - float(base.sum())
+    slack = budget.for_layers - float(base.sum())
     slack = max(slack, 0.0) + HALF * budget.limit
     v = np.where(open_pairs, harm.reshape(layers, -1), np.inf)
     c = cost - base[:, None]
