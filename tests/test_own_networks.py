@@ -380,9 +380,7 @@ def test_a_recipe_counts_in_whole_numbers():
 @pytest.mark.parametrize(("out", "seed"), [("", 0), ("file.safetensors", -1)])
 def test_a_training_is_refused_before_it_and_not_after_it(out, seed, tmp_path, monkeypatch):
     monkeypatch.setattr("haq_env.evaluation.train.finetune", None)  # what would take the time
-    with pytest.raises(
-        InputError, match="cannot be written" if not out else "seed must be 0"
-    ):
+    with pytest.raises(InputError, match="cannot be written" if not out else "seed must be 0"):
         train_float("mobilenet_v1", "digits", tmp_path / out, width=0.125, seed=seed)
     assert list(tmp_path.iterdir()) == []
 
