@@ -16,7 +16,6 @@ from __future__ import annotations
 import inspect
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +36,7 @@ from rich.table import Table
 from speed_measuring import SEED, Row
 
 import haq_env
+from haq_env.versions import processor
 
 RESULTS = Path(__file__).parent / "results" / "speed.md"
 HEAD = """# Speed
@@ -94,12 +94,8 @@ class Settings:
 
 def machine() -> str:
     """Say where and with what this was measured."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        cpu = names[0] if names else cpu
     return (
-        f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, one thread; "
+        f"{processor()}, {os.cpu_count()} cores, one thread; "
         f"haq-env {haq_env.__version__}, torch {torch.__version__}, numpy {np.__version__}, "
         f"scikit-learn {sklearn.__version__}, Python {platform.python_version()}; seed {SEED}"
     )

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import platform
+import re
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import haq_env
 
 PACKAGES = ("haq-env", "gymnasium", "stable-baselines3", "torch", "torchvision", "numpy")
+
+
+def processor() -> str:
+    """Return what the processor calls itself and the vector units that torch uses of it."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, IndexError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        name = re.findall(r"model name\s*: (.*)", text)[0]
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def versions_line(*packages: str) -> str:

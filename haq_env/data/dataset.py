@@ -46,6 +46,8 @@ class Split:
                 f"labels must be one number for each of the {len(self.images)} images (at least "
                 f"one), not {list(self.labels.shape)}."
             )
+        if not np.issubdtype(self.labels.dtype, np.integer):
+            raise InputError(f"labels must be integers, not {self.labels.dtype}.")
 
     def __len__(self) -> int:
         return len(self.labels)

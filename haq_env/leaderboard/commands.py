@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import secrets
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from haq_env.data.store import cache_folder
 from haq_env.errors import InputError
 from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Outcome, find_track
-from haq_env.versions import versions
+from haq_env.versions import processor, versions
 
 MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
 SUBMISSIONS = Path("benchmarks/submissions")
@@ -93,7 +92,7 @@ class Submit:
             tuned=self.tuned,
             tuning_seeds=self.tuning_seeds,
             environment_changed=self.environment_changed,
-            hardware=f"{platform.machine()}, {os.cpu_count()} processors",
+            hardware=f"{processor()}, {os.cpu_count()} cores",
             seconds=round(3600 * hours, 1),
             versions=versions(*PACKAGES),
         )
