@@ -5,11 +5,11 @@ not harmless: an activation on the border between two codes falls to the other s
 steps of the finetuning go on from there. Two kinds of processor train two networks from one policy
 and one seed, some points of accuracy apart. So numbers say which arithmetic they are from.
 
-Measured: the 103 policies of the first published runs, found on a processor with AVX-512 and
-executed on one with AVX2. The accuracies inside the search, one seed on 450 held-out images: 76
-within 0.5 points, the largest difference 6.67, lower on average by 0.44, since a search keeps what
-was lucky where it ran. The scores, means of three fresh seeds on test images: the largest
-difference 1.11, standard deviation 0.38, no lower and no higher on average.
+Measured (``benchmarks/leaderboard_machines.py``): the 103 policies of the first published runs,
+found on a processor with AVX-512 and executed on one with AVX2. The accuracies inside the search,
+one seed on 450 held-out images: 76 within 0.5 points, the largest difference 6.67, lower on average
+by 0.44, since a search keeps what was lucky where it ran. The scores, means of three fresh seeds on
+test images: the largest difference 1.11, standard deviation 0.40, no lower and no higher on average.
 """
 
 from __future__ import annotations
