@@ -92,8 +92,7 @@ def test_the_run_of_a_killed_process_goes_to_the_next_one_at_once(tmp_path):
     code = f"""
         import time
         from haq_env.leaderboard.owner import Owner
-        from haq_env.leaderboard.arithmetic import arithmetic
-from haq_env.leaderboard.protocol import Cell
+        from haq_env.leaderboard.protocol import Cell
         from haq_env.leaderboard.store import Store
         assert Store({str(tmp_path)!r}).claim(Owner(), [{cell!r}])
         print("mine", flush=True)

@@ -7,9 +7,9 @@ and one seed, some points of accuracy apart. So numbers say which arithmetic the
 
 Measured (``benchmarks/leaderboard_machines.py``): the 103 policies of the first published runs,
 found on a processor with AVX-512 and executed on one with AVX2. The accuracies inside the search,
-one seed on 450 held-out images: 76 within 0.5 points, the largest difference 6.67, lower on average
-by 0.44, since a search keeps what was lucky where it ran. The scores, means of three fresh seeds on
-test images: the largest difference 1.11, standard deviation 0.40, no lower and no higher on average.
+one seed on 450 held-out images: 76 within 0.5 points, the largest difference 6.67, lower on
+average by 0.44, since a search keeps what was lucky where it ran. The scores, means of three fresh
+seeds on test images: the largest difference 1.11, standard deviation 0.40, on average the same.
 """
 
 from __future__ import annotations
