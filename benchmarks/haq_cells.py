@@ -35,6 +35,7 @@ from haq_env.report.reproduction import (
     to_record,
 )
 from haq_env.task import Task, make_task
+from haq_env.versions import processor
 
 CHOOSING = 999  # seed of the finetuning that chooses among candidates; no figure uses it
 
@@ -126,8 +127,14 @@ class Watched(TrainedEvaluator):
         """Return what measures a policy on this machine: ``"int8"`` or ``"float"``."""
         return "float" if bits is None else self.bench.paths.name
 
-    def final(self, bits: Bits | None, recipe: Recipe, seed: int) -> dict[str, float]:
-        """Finetune and measure, unless the answer is on the disk already."""
+    def final(
+        self,
+        bits: Bits | None,
+        recipe: Recipe,
+        seed: int,
+        parts: tuple[str, ...] = ("val", "test"),
+    ) -> dict[str, float]:
+        """Finetune and measure on both splits, unless the answer is on the disk already."""
         policy = None if bits is None else bits.tolist()
         asked = {
             "arithmetic": self.arithmetic(bits),
@@ -263,6 +270,7 @@ class Lab:
             **asdict(job),
             weights=self.weights,
             arithmetic=evaluator.arithmetic(bits),
+            processor=processor(),
             w_bits=digits[WEIGHT],
             a_bits=digits[ACTIVATION],
             val=tuple(each["val"] for each in finals),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -250,7 +251,7 @@ def images(settings: Settings) -> Dataset:
     return replace(data, **cut)
 
 
-def heading(settings: Settings, protocol: Protocol, rows: Iterable[Result]) -> str:
+def heading(settings: Settings, protocol: Protocol, rows: Collection[Result]) -> str:
     """Say what was run, so that it can be repeated."""
     final, search = protocol.final, protocol.search
     given = [f"--dataset {dataset_argument(settings.dataset)}"]
@@ -272,6 +273,8 @@ def heading(settings: Settings, protocol: Protocol, rows: Iterable[Result]) -> s
     note = f" ({protocol.note})" if protocol.note else ""
     used = sorted({(row.quantizer, row.arithmetic) for row in rows if row.quantizer})
     arithmetic = ", ".join(f"of {quantizer} bits {ARITHMETIC[how]}" for quantizer, how in used)
+    counts = Counter(row.processor for row in rows)
+    processors = "; ".join(f"{name}: {count} rows" for name, count in sorted(counts.items()))
     image_error = 100 * 0.5 / protocol.test_images**0.5
     return f"""# HAQ's Tables 3 to 6, on {protocol.dataset}
 
@@ -291,6 +294,8 @@ def heading(settings: Settings, protocol: Protocol, rows: Iterable[Result]) -> s
   which chose nothing, measured {arithmetic or "nowhere yet"};
   ± is the standard error over finetuning seeds. That of the images is up to {image_error:.2f}
   points.
+- Finetuned on {processors or "nothing yet"}. Processors whose sums have other last digits
+  finetune to other weights from the same seed, see benchmarks/LEADERBOARD.md.
 - Gain: searched minus uniform, paired seed by seed. "best on held-out" is the method that is best
   on the held-out images after finetuning: it has had the evaluations of all of them.
 - The paper's gains are those of its networks on ImageNet. Its Table 3 does not count the first and

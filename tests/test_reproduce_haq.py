@@ -45,7 +45,7 @@ TINY += ["--epochs", "0.1"]
 def row(cell: Cell, method: str, *test: float, cost: float = 4.0, val: float = 60.0) -> Result:
     block = BLOCKS[cell.block]
     return Result(
-        *cell, method, block.quantizer, "abc", "int8", "8448", "8448", 10, 0.0, 70.0, NAN,
+        *cell, method, block.quantizer, "abc", "int8", "mine", "8448", "8448", 10, 0.0, 70.0, NAN,
         (val,) * len(test), test, cost, 4.0, 8.0, cost, 8.0, 1.0,
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ def row(cell: Cell, method: str, *test: float, cost: float = 4.0, val: float = 6
 def eight(network: str, quantizer: str, *test: float) -> Result:
     nan = (NAN,) * 5
     return Result(
-        network, "", "", EIGHT, quantizer, "abc", "int8", "8888", "8888", 0, 0.0, NAN, NAN,
+        network, "", "", EIGHT, quantizer, "abc", "int8", "mine", "8888", "8888", 0, 0.0, NAN, NAN,
         test, test, *nan, 1.0,
     )  # fmt: skip
 

@@ -140,6 +140,7 @@ class Result:
         quantizer: of the weights; empty for the float network.
         weights: digest of the checkpoint.
         arithmetic: what measured the accuracies: ``"int8"`` kernels or ``"float"``.
+        processor: what finetuned it: the last digits of its sums move accuracies.
         w_bits: a digit for each layer; empty for the float network.
         a_bits: likewise.
         evaluations: policies that the search has measured, the uniform one included.
@@ -164,6 +165,7 @@ class Result:
     quantizer: str
     weights: str
     arithmetic: str
+    processor: str
     w_bits: str
     a_bits: str
     evaluations: int
