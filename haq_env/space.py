@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -117,10 +118,10 @@ class BitSpace:
 
 
 def _check_range(bits: Sequence[int]) -> tuple[int, int]:
-    whole = [isinstance(width, (int, np.integer)) for width in bits]
-    if whole != [True, True]:
-        raise InputError(f"bits must be two integers (smallest, largest), not {bits!r}.")
-    low, high = (int(b) for b in bits)
+    try:
+        low, high = (operator.index(width) for width in bits)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"bits must be two integers (smallest, largest), not {bits!r}.") from error
     if low < MIN_BITS or high > MAX_BITS:
         raise InputError(f"bits must lie within {MIN_BITS} to {MAX_BITS}, not {bits!r}.")
     if low > high:

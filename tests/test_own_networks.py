@@ -154,6 +154,12 @@ def test_batch_norm_on_a_single_value_is_an_error_that_names_the_recipe(recipe):
         task.evaluate(task.uniform())
 
 
+@pytest.mark.parametrize("bits", [5, "28", (2,), (2.7, 8.2), (2, 4, 8)])
+def test_bits_that_are_no_two_integers_are_refused(bits):
+    with pytest.raises(InputError, match="bits must be two integers"):
+        make_task(bits=bits)
+
+
 def test_splits_of_different_sizes_are_refused():
     small, large = noise(side=8), noise(side=12)
     with pytest.raises(InputError, match=r"test has images \[3, 12, 12\], and train \[3, 8, 8\]"):
