@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Of the answers: raise it with every change of calibration, quantizers, finetuning or measuring
 # that moves any of them, and those that caches hold are not found any more.
 ANSWERS = 1
+STEPS = 2  # likewise, of the steps of a finetuning alone
 
 _PROBE = 8  # images
 

@@ -298,7 +298,7 @@ class TrainedEvaluator:
         """Return where the cache keeps a policy; everything but the policy is read only once."""
         import torch
 
-        from haq_env.evaluation.fingerprint import digest, fingerprint
+        from haq_env.evaluation.fingerprint import STEPS, digest, fingerprint
 
         threads = torch.get_num_threads()  # a forked process has another number
         if threads not in self._fingerprints:
@@ -306,6 +306,8 @@ class TrainedEvaluator:
             settings: tuple[object, ...] = (self.subject.clip, self.recipe, self.seed)
             if self.stopping is not None:  # what survives is measured in another order
                 settings += (self.stopping,)
+            if self.recipe.steps:
+                settings += (f"steps {STEPS}",)
             if bench.paths.name != "float":  # exact sums can move an image
                 settings += (bench.paths.name,)
             with self._alone():

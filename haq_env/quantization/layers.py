@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from haq_env.errors import InputError
+from haq_env.quantization.convolution import convolve
 from haq_env.quantization.scheme import LayerQuantizer
 
 
@@ -176,6 +177,8 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve, [N, C, H, W] to [N, K, H', W']."""
         inputs, weight = self.operands(input)
+        if self.training and torch.is_grad_enabled():
+            return convolve(self, inputs, weight)
         output: Tensor = self._conv_forward(inputs, weight, self.bias)
         return output
 
