@@ -84,8 +84,9 @@ class Hits(BaseCallback):
 def episode(quick: bool, _: int) -> list[Row]:
     """Whole episodes: the agent acts and learns (haq-ddpg), a policy is measured.
 
-    At equal work both sides pay the same convolutions and batch norms, forward and backward: on
-    the digits they are 70 % of our episode (torch's profiler), so what is left cannot give 3 x.
+    Both sides pay for convolutions and batch norms, forward and backward, ours in other ways where
+    torch's are slow (quantization/convolution.py): they are the larger part of our episode, so
+    what is left cannot give 3 x.
     torch.compile was tried: a training step of the float network takes 0.72 of the eager one
     compiled, no less than ours (section step), after minutes of compiling.
     """
