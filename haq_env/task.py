@@ -245,10 +245,10 @@ def make_task(
         )
     elif cache is not None:
         raise InputError("a cache needs an evaluator that is the name of a tier or a Recipe.")
-    elif workers != 1 or early_stopping is not None or inference != "float":
+    elif (workers, early_stopping, inference, graphs) != (1, None, "float", "auto"):
         raise InputError(
-            "workers, early_stopping and inference need an evaluator that is the name of a tier or "
-            "a Recipe."
+            "workers, early_stopping, inference and graphs need an evaluator that is the name of a "
+            "tier or a Recipe."
         )
     settings = {
         "network": found.layers.network,

@@ -15,7 +15,6 @@ from haq_env.evaluation import Recipe, graphs
 from haq_env.evaluation.capture import MOST, Again, CudaGraphs, lanes_in
 from haq_env.evaluation.descent import Descent, descend
 from haq_env.evaluation.finetune import Images, batches_of, finetune, parameter_groups, rate_of
-from haq_env.evaluation.graphs import Together
 from haq_env.evaluation.lanes import Lanes
 from haq_env.task import make_task
 
@@ -170,6 +169,19 @@ class Uncounted(Again):
 
     def record(self, parts):
         return super().record(parts if torch.is_grad_enabled() else [])
+
+
+class Spoiling(Again):
+    """Leaves something in the weights that is no number."""
+
+    def record(self, parts):
+        repeat = super().record(parts)
+
+        def spoil():
+            repeat()
+            parts[0].__self__.network.module[0].weight.data.fill_(float("nan"))
+
+        return spoil
 
 
 class Failing(Again):
@@ -406,6 +418,7 @@ def test_what_graphs_cannot_do_is_done_one_by_one_and_says_why(recording, settin
     [
         (network, Failing(3), "they fail (RuntimeError: CUDA error: out of memory)"),
         (network, OneLane(3), "they give other weights (relative distance"),
+        (network, Spoiling(3), "they give other weights (relative distance nan)"),
         (network, Uncounted(3), "they give another accuracy ("),
         (Waiting, Tape(3), "they fail (RuntimeError: operation not permitted when stream is c"),
     ],
@@ -508,4 +521,3 @@ def test_a_network_that_waits_for_the_gpu_is_measured_one_by_one():
     bits = some(task, 1)[0]
     assert task.evaluate(bits).note.startswith("no CUDA graphs: they fail")
     assert abs(task.evaluate(bits).accuracy - alone.evaluate(bits).accuracy) < 1
-    assert isinstance(task.evaluator._together, Together)

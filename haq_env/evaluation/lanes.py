@@ -7,9 +7,8 @@ numbers in its kernels, and then repeated for every batch of images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,12 +25,14 @@ from haq_env.quantization.network import QuantizedNetwork
 class Lane:
     """A copy of the network with what it is finetuned and measured by.
 
+    Args:
+        network: what to copy.
+        lanes: the recipe and the images, and the batches that are laid out in turn.
+
     Attributes:
         network: the copy.
         descent: its optimizer; None without finetuning.
         right: right answers so far, an int64 number on the device.
-        step: pushes `descent` by the batch that `Lanes` has laid out.
-        show: counts right answers to the batch that `Lanes` has laid out.
     """
 
     def __init__(self, network: QuantizedNetwork, lanes: Lanes) -> None:
@@ -39,18 +40,21 @@ class Lane:
         self.descent: Descent | None = None
         if lanes.recipe.steps:
             self.descent = Descent(self.network, lanes.train, lanes.recipe)
-        self.right = torch.zeros((), dtype=torch.int64, device=lanes.val.labels.device)
         self._val = lanes.val
-        # kept, because recorders know parts that they have seen
-        self.step: Callable[[], object] = partial(self._push, lanes.step_index)
-        self.show: Callable[[], object] = partial(self.count, lanes.show_index)
+        self.right = torch.zeros((), dtype=torch.int64, device=self._val.labels.device)
+        self._step_index, self._show_index = lanes.step_index, lanes.show_index
 
-    def _push(self, index: Tensor) -> None:
+    def step(self) -> None:
+        """Push by the training images that are laid out."""
         assert self.descent is not None
-        self.descent.push(index)
+        self.descent.push(self._step_index)
+
+    def show(self) -> None:
+        """Count right answers to the held-out images that are laid out."""
+        self.count(self._show_index)
 
     def count(self, index: Tensor) -> None:
-        """Add the right answers to some held-out images, int64 [n]."""
+        """Count right answers to held-out images, int64 [n]."""
         logits = self.network(self._val.batch(index))
         self.right += (logits.argmax(dim=1) == self._val.labels[index]).sum()
 
