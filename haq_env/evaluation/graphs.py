@@ -40,9 +40,9 @@ ROUNDS = 2
 class Together:
     """The choice between CUDA graphs and one by one, made once.
 
-    Graphs serve where they give the answers of one by one and take less time, for one policy as
-    for as many as fit. Then they measure all policies: their kernels may add in another order, so
-    answers of both are not to be mixed.
+    Graphs serve where they give the answers of one by one and take less time for a single policy;
+    several go side by side if that takes less time still. Then they measure all policies: their
+    kernels may add in another order, so answers of both are not to be mixed.
 
     Args:
         bench: what is measured; its network is left with other bits and weights if graphs are
