@@ -91,7 +91,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     `cost`, `cost_ratio` (to the 8-bit network), `budget` (the limit, in the unit of the cost),
     `seconds`, `cache_hit` (this policy was measured before), `stopped_early` (the accuracy is
     an estimate, see the argument `early_stopping`) and `note` (why floating point measured it
-    although integers were allowed, mostly nothing).
+    although integers were allowed, or why no CUDA graphs did; mostly nothing).
 
     ## Arguments
 
@@ -117,6 +117,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `reuse` | int | 512 | MB for what policies that begin alike share without finetuning |
     | `early_stopping` | float | None | chance of giving up a candidate that would have been best |
     | `inference` | str | `"float"` | `"int8"`: measure accuracy on integer kernels; or `"auto"` |
+    | `graphs` | str | `"auto"` | CUDA graphs on a CUDA device: where faster, `"on"` or `"off"` |
     | `actions` | str | `"continuous"` | or `"discrete"` |
     | `scales` | two lists | None | scales of the embedding, for an agent from another network |
     | `render_mode` | str | None | `"ansi"` or `"rgb_array"` |

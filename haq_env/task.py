@@ -24,7 +24,7 @@ from haq_env.evaluation import (
     Remembering,
     Streaming,
 )
-from haq_env.evaluation.recipe import INFERENCES, Inference
+from haq_env.evaluation.recipe import GRAPHS, INFERENCES, Graphs, Inference
 from haq_env.hardware import Hardware
 from haq_env.hardware.load import cost_table
 from haq_env.layers import LayerTable
@@ -147,6 +147,7 @@ def make_task(
     reuse: float = 512,
     early_stopping: float | None = None,
     inference: Inference = "float",
+    graphs: Graphs = "auto",
 ) -> Task:
     """Turn names into a task: the only place that knows all registries.
 
@@ -181,6 +182,9 @@ def make_task(
             integer kernels, which are several times faster and agree in at least 99.9 % of the
             predictions, or floating point, with a note in the answer, where they do not serve;
             ``"auto"`` for what is faster here.
+        graphs: whether a CUDA device measures policies side by side in CUDA graphs: ``"auto"``
+            where that gives the answers of one by one and is faster, ``"on"`` also where it is
+            slower, or ``"off"``; a note in the answer says why it does not. A CPU has none.
 
     Raises:
         InputError: something is unknown, or does not fit together; the message says what.
@@ -194,6 +198,7 @@ def make_task(
         ("quantizer", quantizer, QUANTIZERS),
         ("clip rule", clip, CLIPS),
         ("inference", inference, INFERENCES),
+        ("graphs", graphs, GRAPHS),
     )
     for what, given, known in choices:
         if given not in known:
@@ -222,6 +227,7 @@ def make_task(
             clip=clip,
             device=device,
             inference=inference,
+            graphs=graphs,
         )
         recipe = TrainedEvaluator(
             subject,
@@ -239,10 +245,10 @@ def make_task(
         )
     elif cache is not None:
         raise InputError("a cache needs an evaluator that is the name of a tier or a Recipe.")
-    elif workers != 1 or early_stopping is not None or inference != "float":
+    elif (workers, early_stopping, inference, graphs) != (1, None, "float", "auto"):
         raise InputError(
-            "workers, early_stopping and inference need an evaluator that is the name of a tier or "
-            "a Recipe."
+            "workers, early_stopping, inference and graphs need an evaluator that is the name of a "
+            "tier or a Recipe."
         )
     settings = {
         "network": found.layers.network,

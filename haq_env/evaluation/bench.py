@@ -44,6 +44,8 @@ class Subject:
         device: torch device.
         inference: what measures the accuracy: ``"float"``, ``"int8"`` or ``"auto"``, see
             `haq_env.evaluation.paths`.
+        graphs: whether policies are measured side by side in CUDA graphs: ``"auto"``, ``"on"`` or
+            ``"off"``, see `haq_env.evaluation.graphs`.
     """
 
     network: str | nn.Module
@@ -56,6 +58,7 @@ class Subject:
     clip: ClipRule = "mse"
     device: str = "cpu"
     inference: str = "float"
+    graphs: str = "auto"
 
 
 class Bench:
@@ -66,7 +69,7 @@ class Bench:
         from haq_env.evaluation.paths import Paths
         from haq_env.quantization.network import QuantizedNetwork
 
-        device = find_device(subject.device)
+        self.device = device = find_device(subject.device)
         data = load_dataset(subject.dataset, **dict(subject.dataset_options))
         self.images: dict[str, Images] = {
             part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from haq_env.data import Dataset, Split
-from haq_env.errors import InputError
+from haq_env.evaluation.descent import Descent, descend
 from haq_env.evaluation.recipe import Recipe
 from haq_env.quantization.batchnorm import BATCH, enough_values
 
@@ -108,41 +107,19 @@ def finetune(
     Raises:
         InputError: nothing can be trained.
     """
-    parameters = [p for p in network.parameters() if p.requires_grad]
     if not recipe.steps:
         network.train()
         return math.nan
-    if not parameters:
-        raise InputError(
-            "the network has no parameter that requires a gradient, so nothing can be finetuned: "
-            "unfreeze it, or take evaluator='ptq_bn'."
-        )
-    optimizer = torch.optim.SGD(
-        parameter_groups(network, recipe.weight_decay),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        foreach=True,
-    )
-    order = _order(len(images), recipe, seed)
+    descent = Descent(network, images, recipe)
+    device = images.labels.device
     losses = []
     network.train()
-    with dropout_seeded(seed, images.labels.device), enough_values():
-        for step, index in enumerate(torch.split(order, recipe.batch_size)):
-            lr = 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * step / recipe.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            index = index.to(images.labels.device)
-            logits = network(images.batch(index))
-            if isinstance(logits, tuple):  # auxiliary classifiers answer too in training
-                logits = logits[0]
-            loss = F.cross_entropy(logits, images.labels[index])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, recipe.max_norm)
-            optimizer.step()
+    with dropout_seeded(seed, device), enough_values():
+        for step, index in enumerate(batches_of(len(images), recipe, seed)):
+            losses.append(descent.push(index.to(device)))
+            descend([descent], rate_of(recipe, step))
             if after_step is not None:
                 after_step()
-            losses.append(loss.detach())
     tail = losses[-max(1, len(losses) // 4) :]
     return float(torch.stack(tail).mean())
 
@@ -167,10 +144,26 @@ def dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _order(count: int, recipe: Recipe, seed: int) -> Tensor:
-    """Shuffled epochs of image numbers, cut to the number of steps."""
+def rate_of(recipe: Recipe, step: int) -> float:
+    """Return the learning rate of a step: a cosine down to zero."""
+    return 0.5 * recipe.learning_rate * (1 + math.cos(math.pi * step / recipe.steps))
+
+
+def batches_of(count: int, recipe: Recipe, seed: int) -> tuple[Tensor, ...]:
+    """Shuffle epochs of image numbers, and cut them into the steps' batches.
+
+    Args:
+        count: images in an epoch.
+        recipe: steps and batch size.
+        seed: of the order.
+
+    Returns:
+        int64 [batch size] for every step.
+    """
+    if not recipe.steps:
+        return ()
     needed = recipe.steps * recipe.batch_size
     rng = np.random.default_rng(seed)
     epochs = [rng.permutation(count) for _ in range(math.ceil(needed / count))]
-    order = np.concatenate(epochs)[:needed] if epochs else np.zeros(0, dtype=np.int64)
-    return torch.from_numpy(order)
+    order = torch.from_numpy(np.concatenate(epochs)[:needed])
+    return torch.split(order, recipe.batch_size)

@@ -12,6 +12,8 @@ from haq_env.errors import InputError
 
 Inference = Literal["auto", "float", "int8"]
 INFERENCES: tuple[str, ...] = get_args(Inference)
+Graphs = Literal["auto", "on", "off"]
+GRAPHS: tuple[str, ...] = get_args(Graphs)
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Evaluation:
         cache_hit: whether the answer was remembered from an earlier call.
         stopped_early: whether the policy was given up before all images were seen, see
             `haq_env.evaluation.stopping`; the accuracy is an estimate then.
-        note: why floating point measured it although integers were allowed; empty otherwise, and
-            for a remembered answer.
+        note: why floating point measured it although integers were allowed, and on a CUDA device
+            why no CUDA graphs did; empty otherwise, and for a remembered answer.
     """
 
     accuracy: float

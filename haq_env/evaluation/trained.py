@@ -20,6 +20,7 @@ from haq_env.policy import Bits, as_bits
 
 if TYPE_CHECKING:
     from haq_env.evaluation.cache import EvaluationCache, Origin
+    from haq_env.evaluation.graphs import Together
 
 
 REUSE_BYTES = 1 << 29  # activations of earlier policies
@@ -32,7 +33,8 @@ class Answer(NamedTuple):
         accuracy: top-1 in percent.
         seconds: time it took.
         stopped: whether the accuracy is an estimate, because the policy was given up.
-        note: why floating point measured it although integers were allowed, or nothing.
+        note: why floating point measured it although integers were allowed, and on a CUDA device
+            why no CUDA graphs did, or nothing.
     """
 
     accuracy: float
@@ -58,7 +60,7 @@ class TrainedEvaluator:
         cache: answers of other processes and earlier runs; None keeps them in memory only.
         workers: processes that measure the policies of a batch side by side. More than one makes
             every measurement, here as there, run on one thread, so that an answer does not depend
-            on where it was computed.
+            on where it was computed; CUDA graphs are not used then.
         reuse: bytes for activations of earlier policies, so that without finetuning a policy
             starts where it parts from them; it changes no answer. 0 switches it off.
         stopping: when candidates are given up early, see `haq_env.evaluation.stopping`; None
@@ -86,7 +88,8 @@ class TrainedEvaluator:
             raise InputError(f"workers must be an integer, 1 or more, not {workers!r}.")
         if reuse < 0:
             raise InputError(f"reuse is a number of bytes, 0 or more, not {reuse}.")
-        self.subject = subject
+        # a graph's answers could differ from those of the workers
+        self.subject = subject if workers == 1 else replace(subject, graphs="off")
         self.recipe = recipe
         self.seed = int(seed)
         self.cache = cache
@@ -100,7 +103,8 @@ class TrainedEvaluator:
         self._best = -math.inf
         self._workers: Workers | None = None
         self._bench: Bench | None = None
-        self._fingerprints: dict[int, str] = {}  # by number of threads
+        self._graphs: Together | None = None
+        self._fingerprints: dict[tuple[int, bool], str] = {}  # by threads and use of graphs
         survive_forks()
         if subject.device != "cpu":
             check_device(subject.device)  # a wrong one is an error now, not at the first evaluation
@@ -175,6 +179,19 @@ class TrainedEvaluator:
         """Whether policies that begin alike share their beginnings."""
         return bool(self.reuse) and not self.recipe.steps and self.bench.paths.name == "float"
 
+    @property
+    def _together(self) -> Together:
+        """The choice between CUDA graphs and one by one, made at the first use."""
+        from haq_env.evaluation.graphs import Together
+
+        if self._graphs is None:
+            bench = self.bench
+            with self._alone():
+                self._graphs = Together(
+                    bench, self.subject.graphs, self.recipe, self.seed, self.reuse, self.stopping
+                )
+        return self._graphs
+
     def measure(self, bits: Bits, best: float = -math.inf) -> Answer:
         """Measure a policy, int64 [L, 2], without looking it up or keeping the answer.
 
@@ -182,12 +199,16 @@ class TrainedEvaluator:
             bits: the policy.
             best: the best accuracy so far, in percent, for early stopping.
         """
+        found = self._side_by_side([bits])
+        if not isinstance(found, str):
+            return found[0]
         bench = self.bench
         start = time.perf_counter()
         score = Score(len(bench.images["val"]), self.stopping, best)
         with self._alone():
             accuracy = bench.judge(bits, self.recipe, self.seed, score, self.reuse)
-        return Answer(accuracy, time.perf_counter() - start, score.stopped, bench.note)
+        note = "; ".join(filter(None, (bench.note, found)))
+        return Answer(accuracy, time.perf_counter() - start, score.stopped, note)
 
     def remember(self, bits: Bits, accuracy: float) -> None:
         """Keep the accuracy of a policy, int64 [L, 2], that an earlier run measured.
@@ -278,7 +299,7 @@ class TrainedEvaluator:
                     shared = self.bench.prefixes(self.recipe, self.stopping, self.reuse)
                     if not isinstance(shared, str):
                         shared.expect(policies)
-            yield from (self.measure(bits, best) for bits in policies)
+            yield from self._groups(policies, best)
             return
         if self._workers is None:
             subject = self.subject
@@ -294,14 +315,37 @@ class TrainedEvaluator:
             self._workers = None
             raise
 
+    def _groups(self, policies: list[Bits], best: float) -> Iterator[Answer]:
+        """Yield the answers to policies, as many at once as there is room for side by side."""
+        while policies:
+            size = self._together.most
+            found = self._side_by_side(policies[:size]) if size > 1 else ""
+            if isinstance(found, str):
+                yield self.measure(policies[0], best)
+            else:
+                yield from found
+            policies = policies[1 if isinstance(found, str) else size :]
+
+    def _side_by_side(self, policies: Sequence[Bits]) -> list[Answer] | str:
+        """Measure policies in CUDA graphs, or say why not; see `Together.measure`."""
+        together = self._together  # chosen now, which is no evaluation's time
+        start = time.perf_counter()
+        with self._alone():
+            found = together.measure(policies)
+        if isinstance(found, str):
+            return found
+        seconds = (time.perf_counter() - start) / len(policies)
+        return [Answer(each, seconds, False, self.bench.paths.note) for each in found]
+
     def _address(self, key: bytes) -> str:
         """Return where the cache keeps a policy; everything but the policy is read only once."""
         import torch
 
         from haq_env.evaluation.fingerprint import STEPS, digest, fingerprint
 
-        threads = torch.get_num_threads()  # a forked process has another number
-        if threads not in self._fingerprints:
+        graphs = self._together.most > 0
+        kind = torch.get_num_threads(), graphs  # a forked process has another number of threads
+        if kind not in self._fingerprints:
             bench = self.bench
             settings: tuple[object, ...] = (self.subject.clip, self.recipe, self.seed)
             if self.stopping is not None:  # what survives is measured in another order
@@ -310,9 +354,11 @@ class TrainedEvaluator:
                 settings += (f"steps {STEPS}",)
             if bench.paths.name != "float":  # exact sums can move an image
                 settings += (bench.paths.name,)
+            if graphs:  # kernels may be others
+                settings += ("CUDA graphs",)
             with self._alone():
-                self._fingerprints[threads] = fingerprint(bench.network, bench.images, settings)
-        return digest([(self._fingerprints[threads], key)])
+                self._fingerprints[kind] = fingerprint(bench.network, bench.images, settings)
+        return digest([(self._fingerprints[kind], key)])
 
     def _origin(self) -> Origin:
         from haq_env.evaluation.cache import Origin
@@ -329,7 +375,8 @@ class TrainedEvaluator:
 
     def __getstate__(self) -> dict[str, Any]:
         # the fingerprint is of the bench and of this process
-        return {**self.__dict__, "_bench": None, "_fingerprints": {}, "_workers": None}
+        nothing = {"_bench": None, "_graphs": None, "_workers": None}
+        return {**self.__dict__, **nothing, "_fingerprints": {}}
 
 
 def _key(bits: Bits) -> bytes:

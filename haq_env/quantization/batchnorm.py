@@ -71,12 +71,12 @@ def enough_values() -> Iterator[None]:
 @contextmanager
 def _only_training(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
-    kept = [
-        (norm, norm.momentum, None if (n := norm.num_batches_tracked) is None else n.clone())
-        for norm in norms
-    ]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     module.eval()
     for norm in norms:
+        if norm.num_batches_tracked is not None:
+            # on the CPU: every layer reads it for every batch, and a GPU would be waited for
+            norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked, device="cpu")
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
         norm.training = True
@@ -87,5 +87,4 @@ def _only_training(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]
             part.training = mode
         for norm, momentum, tracked in kept:
             norm.momentum = momentum
-            if tracked is not None and norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(tracked)
+            norm.num_batches_tracked = tracked

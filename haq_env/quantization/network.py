@@ -198,6 +198,13 @@ class QuantizedNetwork(nn.Module):
         for layer in self._layers:
             layer.slot.may_change()
 
+    def quantize_weights(self) -> None:
+        """Quantize now what passes without gradients would quantize when they come to it."""
+        with torch.no_grad():
+            for layer in self._layers:
+                if layer.slot.w_bits:
+                    layer.slot.quantized(layer.weight)
+
     def after_step(self) -> None:
         """To be called after every optimizer step: k-means weights return to their clusters."""
         for layer in self._layers:
