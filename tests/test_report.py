@@ -243,6 +243,26 @@ def test_bits_are_plotted_for_several_policies(tmp_path: Path) -> None:
     assert_picture(plot_bits(policies, mobilenet_v1(), tmp_path / "bits.png"))
 
 
+@pytest.mark.parametrize("count", [5, 20])
+def test_a_legend_is_whole_in_narrow_plots_too(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = (conv("a", 8, 8, 4, kernel=3), conv("b", 8, 8, 4), conv("c", 8, 8, 4, groups=8))
+    kinds = (*kinds, conv("d", 8, 8, 4, groups=2), linear("e", 8, 8))
+    layers = tuple(replace(kinds[i % 5], name=f"layer{i}") for i in range(count))
+    drawn = []
+    monkeypatch.setattr(
+        "haq_env.report.plots.save_figure", lambda figure, path: drawn.append(figure)
+    )
+    plot_bits({"found": uniform(count, 4, 4)}, LayerTable("kinds", layers), tmp_path / "x.png")
+    drawn[0].canvas.draw()
+    (legend,) = drawn[0].legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == 5
+    assert box.x0 >= 0
+    assert box.x1 <= drawn[0].bbox.width
+
+
 def test_a_policy_for_other_layers_is_not_plotted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must have the shape"):
         plot_bits({"found": uniform(3, 4, 4)}, mobilenet_v1(), tmp_path / "bits.png")
