@@ -395,6 +395,26 @@ def test_a_users_overlay_is_a_few_lines_in_a_file(tmp_path, suffix):
     assert load_hardware(path, batch=3) == replace(expected, batch=3)
 
 
+def test_hardware_of_no_parameters_says_so():
+    class Fixed:
+        def cost_table(self, layers):
+            return edge().cost_table(layers)
+
+    with pytest.raises(InputError, match=r"Fixed takes no parameters, but got batch\."):
+        load_hardware(Fixed, batch=2)
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path, suffix):
+    text = {
+        "toml": 'model = "bismo-edge"\nbatch = 4',
+        "json": '{"model": "bismo-edge", "batch": 4}',
+    }
+    path = tmp_path / f"my.{suffix}"
+    path.write_text(text[suffix], encoding="utf-8-sig")
+    assert load_hardware(path) == edge(batch=4)
+
+
 def test_registered_machines_take_overrides_in_python_and_in_files(tmp_path):
     path = tmp_path / "edge.toml"
     path.write_text('model = "bismo-edge"\nbatch = 4\nboard_power_w = 2.5\n')
