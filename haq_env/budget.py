@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Budget:
     metric: str
     limit: float
     reference: float
-    table: CostTable
+    table: CostTable = field(repr=False)
     space: BitSpace
     fill_up: bool = True
     named: tuple[int, int] | None = None

@@ -292,6 +292,13 @@ def test_a_task_and_settings_together_are_refused():
         QuantizationEnv(task, budget=0.5)
 
 
+def test_a_task_is_printed_without_its_tables():
+    text = repr(haq_env.make_task(**CHEAP))
+    assert "bismo-edge" in text
+    assert "limit=" in text
+    assert "array(" not in text
+
+
 @pytest.mark.parametrize(
     ("id", "call"),
     [
