@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from haq_env.cost import CostTable, Grid
+from haq_env.cost import UNITS, CostTable, Grid
 from haq_env.errors import InputError
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
 from haq_env.space import BitSpace
@@ -39,7 +39,7 @@ class Budget:
     metric: str
     limit: float
     reference: float
-    table: CostTable
+    table: CostTable = field(repr=False)
     space: BitSpace
     fill_up: bool = True
     named: tuple[int, int] | None = None
@@ -66,11 +66,16 @@ class Budget:
 
         Raises:
             InputError: not a budget, or none of the allowed policies fits it; the message says
-                what the smallest reachable budget is.
+                what the smallest reachable budget is. Or the 8-bit network costs nothing.
         """
         metric = table.metric if metric is None else metric
         eight = np.full((len(table.names), 2), MAX_BITS, dtype=np.int64)
         reference = float(table.cost(eight, metric))
+        if not reference > 0:
+            raise InputError(
+                f"{metric} cannot be limited: the 8-bit network's is {reference:g} "
+                f"{UNITS[metric]} on hardware {table.hardware!r}."
+            )
         match = _NAMED.fullmatch(budget) if isinstance(budget, str) else None
         named = (int(match[1]), int(match[2])) if match else None
         if named:

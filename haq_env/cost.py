@@ -64,14 +64,14 @@ class CostTable:
     """
 
     names: tuple[str, ...]
-    values: Mapping[str, Grid]
+    values: Mapping[str, Grid] = field(repr=False)  # thousands of lines
     hardware: str
     batch: int = 1
     clock_hz: float | None = None
     source: str = ""
     constants: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    roofs: Roofs | None = None
+    roofs: Roofs | None = field(default=None, repr=False)
     metric: str = "latency"
     missing: Mapping[str, str] = field(default_factory=dict)
 

@@ -97,7 +97,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
 
     | Parameter | Type | Default | Description |
     |-----------|------|---------|-------------|
-    | `task` | Task | None | a problem built by hand; excludes all below but `actions` |
+    | `task` | Task | None | of `QuantizationEnv(task)`: excludes `network` to `inference` |
     | `network` | str, Module | `"mobilenet_v1"` | name with bundled weights, or a trained module |
     | `dataset` | str, Dataset | `"digits"` | images to finetune on and to measure with |
     | `hardware` | str, path, object | by id | name, TOML/JSON/CSV file, or your own class |
@@ -139,7 +139,10 @@ class QuantizationEnv(gym.Env[Observation, Any]):
         **settings: Any,
     ) -> None:
         if task is not None and settings:
-            raise InputError(f"give a task or {', '.join(settings)}, not both.")
+            raise InputError(
+                f"give a task or {', '.join(settings)}, not both. An id of gym.make has settings "
+                f"of its own: a task goes to {type(self).__name__}(task)."
+            )
         self.task = make_task(**settings) if task is None else task
         self.render_mode = render_mode
         self._space = self.task.space

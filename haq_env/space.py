@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -33,8 +33,8 @@ class BitSpace:
         bits: smallest and largest width of a step.
     """
 
-    allowed: NDArray[np.bool_]
-    steps: tuple[Step, ...]
+    allowed: NDArray[np.bool_] = field(repr=False)
+    steps: tuple[Step, ...] = field(repr=False)
     bits: tuple[int, int]
 
     @classmethod

@@ -238,7 +238,7 @@ def make_task(
             reuse=int(reuse * 2**20),
             stopping=None if early_stopping is None else EarlyStopping(early_stopping),
         )
-    elif not isinstance(recipe, Evaluator):
+    elif isinstance(recipe, type) or not isinstance(recipe, Evaluator):
         raise InputError(
             "evaluator must be the name of a tier, a Recipe or an object with float_accuracy and "
             f"evaluate(bits), not {evaluator!r}."

@@ -292,6 +292,33 @@ def test_a_task_and_settings_together_are_refused():
         QuantizationEnv(task, budget=0.5)
 
 
+def test_a_task_is_printed_without_its_tables():
+    text = repr(haq_env.make_task(**CHEAP))
+    assert "bismo-edge" in text
+    assert "limit=" in text
+    assert "array(" not in text
+
+
+@pytest.mark.parametrize(
+    ("id", "call"),
+    [
+        ("HAQ-BISMO-Edge-v0", r"QuantizationEnv\(task\)"),
+        ("HAQ-BitFusion-Residual-v0", r"ResidualEnv\(task\)"),
+    ],
+)
+def test_a_task_in_gym_make_is_told_where_it_goes(id, call):
+    with pytest.raises(InputError, match=call):
+        gym.make(id, task=haq_env.make_task(**CHEAP))
+
+
+def test_a_task_goes_with_actions_scales_and_a_way_to_draw():
+    task = haq_env.make_task(**CHEAP)
+    scales = QuantizationEnv(task).scales
+    env = QuantizationEnv(task, actions="discrete", scales=scales, render_mode="ansi")
+    env.reset()
+    assert env.render().startswith("w 8.")
+
+
 @pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
 def test_every_state_of_an_episode_can_be_drawn(mode):
     env = gym.make("HAQ-BISMO-Edge-v0", render_mode=mode, **CHEAP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,35 @@ def test_round_trips_are_exact_for_any_numbers(tmp_path_factory, numbers, clock)
     again = read_table(path, SMALL)
     assert np.array_equal(again.grid("latency"), grid)
     assert again.clock_hz == clock
+
+
+@pytest.mark.parametrize("source", ["BISMO, measured", "one, two, three, four, five, six"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_table_that_a_spreadsheet_has_saved_is_the_same_table(csv_file, source, complete):
+    """Spreadsheets fill all lines up to the longest, and begin with a mark."""
+    if complete:
+        path = csv_file("")
+        write_table(path, replace(edge().cost_table(SMALL), source=source))
+    else:
+        path = csv_file(
+            single(1.5, header=f"# metric: latency\n# unit: us\n# source: {source}\n\n")
+        )
+    before = read_table(path, SMALL)
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    longest = max(map(len, rows))
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([*row, *[""] * (longest - len(row))] for row in rows)
+    after = read_table(path, SMALL)
+    assert (after.hardware, after.batch, after.clock_hz) == (
+        before.hardware,
+        before.batch,
+        before.clock_hz,
+    )
+    assert after.source == before.source
+    assert after.metric == before.metric
+    assert after.constants == before.constants
+    assert all(np.array_equal(after.grid(m), grid) for m, grid in before.values.items())
 
 
 def test_the_complete_table_has_the_documented_columns_and_header(tmp_path):
@@ -363,6 +393,26 @@ def test_a_users_overlay_is_a_few_lines_in_a_file(tmp_path, suffix):
     assert load_hardware(path) == expected
     assert load_hardware(str(path)).cost_table(V1).hardware == "mine"
     assert load_hardware(path, batch=3) == replace(expected, batch=3)
+
+
+def test_hardware_of_no_parameters_says_so():
+    class Fixed:
+        def cost_table(self, layers):
+            return edge().cost_table(layers)
+
+    with pytest.raises(InputError, match=r"Fixed takes no parameters, but got batch\."):
+        load_hardware(Fixed, batch=2)
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path, suffix):
+    text = {
+        "toml": 'model = "bismo-edge"\nbatch = 4',
+        "json": '{"model": "bismo-edge", "batch": 4}',
+    }
+    path = tmp_path / f"my.{suffix}"
+    path.write_text(text[suffix], encoding="utf-8-sig")
+    assert load_hardware(path) == edge(batch=4)
 
 
 def test_registered_machines_take_overrides_in_python_and_in_files(tmp_path):

@@ -19,7 +19,7 @@ from haq_env.cost import CostTable
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
-from haq_env.evaluation import Recipe
+from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.train import train_float
 from haq_env.final import finish
 from haq_env.networks import load_network
@@ -174,6 +174,24 @@ def test_costs_are_never_those_of_images_of_another_size():
 def test_a_function_in_place_of_its_data_set_is_one_line():
     with pytest.raises(InputError, match="not a function: call it first"):
         make_task("mobilenet_v1", noise)
+
+
+@pytest.mark.parametrize("network", [lambda: nn.Linear(4, 2), nn.Identity, None, 8])
+def test_what_is_no_network_is_one_line(network):
+    with pytest.raises(InputError, match=r"network must be a name or a trained torch\.nn\.Module"):
+        make_task(network, noise())
+
+
+def test_the_class_of_an_evaluator_is_no_evaluator():
+    class Own:
+        float_accuracy = 90.0
+
+        def evaluate(self, bits):
+            return Evaluation(50.0, 0.0, cache_hit=False)
+
+    with pytest.raises(InputError, match="evaluator must be"):
+        make_task(evaluator=Own)
+    assert make_task(evaluator=Own()).float_accuracy == 90.0
 
 
 # -- networks ----------------------------------------------------------------------------------

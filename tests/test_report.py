@@ -14,6 +14,7 @@ from rich.table import Table
 
 from haq_env.cost import CostTable, Roofs
 from haq_env.errors import InputError
+from haq_env.final import Final
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
 from haq_env.policy import uniform
@@ -22,7 +23,7 @@ from haq_env.report.plots import plot_bits, plot_search
 from haq_env.report.record import cost_record
 from haq_env.report.render import ansi, rgb_array
 from haq_env.report.roofline import plot_roofline, roofline_points
-from haq_env.report.tables import Row, comparison_table, cost_table
+from haq_env.report.tables import COMPARED, Row, comparison_table, cost_table
 from haq_env.report.units import Scale
 from haq_env.search.history import History, Trial
 
@@ -243,6 +244,26 @@ def test_bits_are_plotted_for_several_policies(tmp_path: Path) -> None:
     assert_picture(plot_bits(policies, mobilenet_v1(), tmp_path / "bits.png"))
 
 
+@pytest.mark.parametrize("count", [5, 20])
+def test_a_legend_is_whole_in_narrow_plots_too(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = (conv("a", 8, 8, 4, kernel=3), conv("b", 8, 8, 4), conv("c", 8, 8, 4, groups=8))
+    kinds = (*kinds, conv("d", 8, 8, 4, groups=2), linear("e", 8, 8))
+    layers = tuple(replace(kinds[i % 5], name=f"layer{i}") for i in range(count))
+    drawn = []
+    monkeypatch.setattr(
+        "haq_env.report.plots.save_figure", lambda figure, path: drawn.append(figure)
+    )
+    plot_bits({"found": uniform(count, 4, 4)}, LayerTable("kinds", layers), tmp_path / "x.png")
+    drawn[0].canvas.draw()
+    (legend,) = drawn[0].legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == 5
+    assert box.x0 >= 0
+    assert box.x1 <= drawn[0].bbox.width
+
+
 def test_a_policy_for_other_layers_is_not_plotted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must have the shape"):
         plot_bits({"found": uniform(3, 4, 4)}, mobilenet_v1(), tmp_path / "bits.png")
@@ -346,6 +367,35 @@ def test_a_comparison_has_errors_where_there_are_some_and_dashes_where_nothing_i
     assert " ".join(cells[1]) == "found 97.00 ± 0.25 96.50 ± 0.12 500.00 - 2.000"
     assert "us" in text_of(comparison_table(rows))
     assert "KiB" in text_of(comparison_table(rows))
+
+
+def test_seeds_that_agree_have_no_error_whatever_the_last_digit_of_their_mean() -> None:
+    equal = Final((), (100 * 437 / 450,) * 3).mean_and_error("test")
+    assert equal[1] > 0  # this is why
+    text = text_of(comparison_table([Row("found", {"test": equal})]))
+    assert "97.11" in text
+    assert "±" not in text
+
+
+def test_the_cost_that_is_limited_has_a_column_and_one_only() -> None:
+    rows = [Row("found", {}, {"latency": 0.5, "bitops": 2.5e9})]
+    text = text_of(comparison_table(rows, (*COMPARED, "bitops")))
+    assert "2.500" in text
+    assert text_of(comparison_table(rows, (*COMPARED, "latency"))).count("latency") == 1
+
+
+@pytest.mark.parametrize(
+    ("stride", "kind"), [(1, "conv 3x3"), (2, "conv 3x3 /2"), ((1, 2), "conv 3x3 /1x2")]
+)
+def test_the_table_shows_both_strides_where_they_differ(
+    stride: int | tuple[int, int], kind: str
+) -> None:
+    both = (stride, stride) if isinstance(stride, int) else stride
+    layer = replace(conv("a", 8, 8, 8, kernel=3), stride=both)
+    layers = LayerTable("one", (layer,))
+    costs = load_hardware("bismo-edge").cost_table(layers)
+    lines = text_of(cost_table(layers, costs, uniform(1, 8, 8))).splitlines()
+    assert any(line.split()[:2] == ["0", "a"] and f" {kind}  " in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ class Search:
         from haq_env.final import choose, finish, rows
         from haq_env.report.plots import plot_bits, plot_search
         from haq_env.report.roofline import plot_roofline
-        from haq_env.report.tables import comparison_table
+        from haq_env.report.tables import COMPARED, comparison_table
         from haq_env.run_folder import NETWORK, save_policy
 
         folder = self.out
@@ -329,7 +329,7 @@ class Search:
         if task.costs.roofs is not None and {"traffic", "latency"} <= task.costs.values.keys():
             highest = {"8 bits": task.space.highest, "found": found}
             plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
-        console.print(comparison_table(rows(task, finals)))
+        console.print(comparison_table(rows(task, finals), (*COMPARED, task.budget.metric)))
         network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
         console.print(f"Written: {path} (the policy); beside it {network}episodes.csv, plots.")
 

@@ -6,6 +6,7 @@ import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from haq_env.layers import LayerTable
 from haq_env.policy import MAX_BITS, MIN_BITS
 
 KEYS = ("layer", "w_bits", "a_bits")
+_EMPTY = ", \t"  # what a line is made of that says nothing
 # columns of the complete table, in the units of `haq_env.cost.UNITS`
 COLUMNS: Mapping[str, str] = MappingProxyType(
     {"cycles": "cycles", "latency_ms": "latency", "energy_mj": "energy", "size_bytes": "size"}
@@ -68,30 +70,33 @@ class Sheet:
 
     @classmethod
     def read(cls, path: Path) -> Sheet:
-        """Split a file; raises InputError if it is unreadable, empty or ragged."""
+        """Split a file; raises InputError if it is unreadable, empty or ragged.
+
+        A spreadsheet fills every line up with empty cells to the longest one: they are left out.
+        """
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read the table {path}: {error}.") from error
-        body = [i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")]
+        body = [i for i, line in enumerate(lines) if line.strip(_EMPTY) and line[0] != "#"]
         if not body:
             raise InputError(f"{path} has no column names; expected {', '.join(KEYS)}, value.")
         header = []
         for line in lines[: body[0]]:
-            key, _, value = line.lstrip("#").partition(":")
+            key, _, value = line.rstrip(_EMPTY).lstrip("#").partition(":")
             header.append((key.strip(), value.strip()))
         reader = csv.reader(lines[body[0] :])
-        columns = tuple(column.strip() for column in next(reader))
+        columns = _filled(next(reader))
         rows = []
-        for cells in reader:
-            line_number = body[0] + reader.line_num
-            if cells and len(cells) != len(columns):
+        for row in reader:
+            line_number, cells = body[0] + reader.line_num, _filled(row)
+            if len(cells) > len(columns) or (cells and len(row) < len(columns)):
                 raise InputError(
-                    f"{path}, line {line_number}: {len(cells)} cells, but there are "
+                    f"{path}, line {line_number}: {len(row)} cells, but there are "
                     f"{len(columns)} columns ({', '.join(columns)})."
                 )
             if cells:
-                named = zip(columns, (cell.strip() for cell in cells), strict=True)
+                named = zip_longest(columns, cells, fillvalue="")
                 rows.append(Row(line_number, dict(named)))
         return cls(path, tuple(header), columns, tuple(rows))
 
@@ -211,6 +216,14 @@ class Sheet:
         if "name" not in self.columns and all(row.cells["layer"] in by_name for row in self.rows):
             return by_name
         return by_name | {str(index): index for index in range(len(layers))}
+
+
+def _filled(cells: Sequence[str]) -> tuple[str, ...]:
+    """Return the cells without those after the last that says something."""
+    stripped = [cell.strip() for cell in cells]
+    while stripped and not stripped[-1]:
+        stripped.pop()
+    return tuple(stripped)
 
 
 def _bits(path: Path, line: int, field: str, text: str) -> int:

@@ -121,7 +121,7 @@ def _model(name: object, where: str) -> Any:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin with a mark
         settings = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the hardware file {path}: {error}.") from error
@@ -139,6 +139,8 @@ def _build(factory: Any, name: str, settings: Mapping[str, Any], where: str = ""
         hardware = factory
     else:
         required, allowed = _parameters(factory)
+        if allowed is not None and not allowed:
+            _no_parameters(factory, f"{where}{name}", settings)
         for key in settings:
             if allowed is not None and key not in allowed:
                 raise InputError(f"{where}{unknown_name(f'parameter of {name}', key, allowed)}")

@@ -53,7 +53,8 @@ def find_trained(
         layers: the layer table, where the network cannot be traced.
 
     Raises:
-        InputError: unknown data set, no weights for a named network, or a foreign checkpoint.
+        InputError: unknown data set, no weights for a named network, a foreign checkpoint, or what
+            is no network at all.
     """
     name = dataset_name(dataset)
     if isinstance(dataset, str) and ":" not in name:
@@ -61,6 +62,7 @@ def find_trained(
     if not isinstance(network, str):
         if checkpoint is not None:
             raise InputError("a checkpoint goes with a network's name, not with a module.")
+        _check_module(network)
         return Trained(layers or _traced(network, dataset))
     given = dataset_argument(dataset) if isinstance(dataset, str) else name
     path = _weights(network, name, given) if checkpoint is None else Path(checkpoint)
@@ -150,6 +152,14 @@ def _about(path: Path) -> dict[str, Any]:
             "module itself as the network."
         )
     return about
+
+
+def _check_module(network: object) -> None:
+    from torch import nn
+
+    if not isinstance(network, nn.Module):
+        what = "what makes one: call it first" if callable(network) else type(network).__name__
+        raise InputError(f"network must be a name or a trained torch.nn.Module, not {what}.")
 
 
 def _traced(network: nn.Module, dataset: str | Dataset) -> LayerTable:

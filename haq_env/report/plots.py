@@ -15,6 +15,7 @@ from haq_env.report.figure import INK, PALE, look, new_figure, save_figure, used
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from haq_env.search.history import History
 
@@ -37,8 +38,6 @@ def plot_bits(policies: Mapping[str, Bits], layers: LayerTable, path: str | Path
         InputError: no policy, a policy that is not for these layers, or a file that cannot be
             written.
     """
-    from matplotlib.patches import Patch
-
     if not policies:
         raise InputError("there is no policy to plot.")
     width = min(max(6.0, 1.6 + 0.22 * len(layers)), 24.0)
@@ -50,13 +49,26 @@ def plot_bits(policies: Mapping[str, Bits], layers: LayerTable, path: str | Path
     names = _short_names(layers)
     panels[-1].set_xticks(range(len(layers)), names, rotation=90, fontsize=7)
     panels[-1].set_xlim(-0.7, len(layers) - 0.3)
+    _add_legend(figure, layers)
+    return save_figure(figure, path)
+
+
+def _add_legend(figure: Figure, layers: LayerTable) -> None:
+    """Add the kinds of layers, in as few lines as the figure's width allows."""
+    from matplotlib.patches import Patch
+
     looks = used_looks(layers)
     handles = [
         Patch(facecolor=each.colour, edgecolor="white", hatch=each.hatch, label=each.label)
         for each in looks
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(looks), frameon=False)
-    return save_figure(figure, path)
+    for columns in range(len(looks), 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside upper right", ncols=columns, frameon=False
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _draw_bits(axes: Axes, layers: LayerTable, bits: Bits) -> None:

@@ -18,6 +18,7 @@ from haq_env.policy import ACTIVATION, WEIGHT, Bits, as_bits
 from haq_env.report.units import DASH, Scale, heading
 
 METRICS = ("macs", "cycles", "latency", "energy", "size")  # columns, as far as available
+COMPARED = ("latency", "energy", "size")  # columns of a comparison
 ALWAYS = ("index", "name", "w", "a", "share")
 # What else gets a column, most important first, while there is room.
 WISHED = ("latency", "energy", "size", "kind", "cycles", "macs", "shape")
@@ -142,8 +143,10 @@ def _share_column(costs: CostTable, bits: Bits) -> _Column:
 def _kind(layer: Layer) -> str:
     if layer.kind == "linear":
         return "linear"
-    stride = f" /{layer.stride[0]}" if max(layer.stride) > 1 else ""
-    return f"{layer.kind} {layer.kernel[0]}x{layer.kernel[1]}{stride}"
+    height, width = layer.stride
+    stride = f"/{height}" if height == width else f"/{height}x{width}"
+    kind = f"{layer.kind} {layer.kernel[0]}x{layer.kernel[1]}"
+    return kind if stride == "/1" else f"{kind} {stride}"
 
 
 def _shape(layer: Layer) -> str:
@@ -187,14 +190,12 @@ class Row:
     costs: Mapping[str, float] = field(default_factory=dict)
 
 
-def comparison_table(
-    rows: Sequence[Row], metrics: Sequence[str] = ("latency", "energy", "size")
-) -> Table:
+def comparison_table(rows: Sequence[Row], metrics: Sequence[str] = COMPARED) -> Table:
     """Compare networks: accuracy as mean ± standard error, and costs.
 
     Args:
         rows: the networks.
-        metrics: which costs have a column.
+        metrics: which costs have a column; one that is there twice has one.
     """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -202,7 +203,7 @@ def comparison_table(
     for part in parts:
         table.add_column(f"accuracy\n{part}, %", justify="right", no_wrap=True)
     scales = {}
-    for metric in metrics:
+    for metric in dict.fromkeys(metrics):
         values = [row.costs[metric] for row in rows if metric in row.costs]
         scales[metric] = Scale.of(metric, max(values, default=1.0))
         table.add_column(heading(metric, scales[metric]), justify="right", no_wrap=True)
@@ -218,5 +219,7 @@ def _accuracy(pair: tuple[float, float] | None) -> str:
     if pair is None:
         return DASH
     mean, error = pair
-    # One measurement has no standard error; 0.00 would claim that it is certain.
-    return f"{mean:.2f} ± {error:.2f}" if error > 0 and math.isfinite(error) else f"{mean:.2f}"
+    # One measurement has no standard error; 0.00 would claim that it is certain. Nor do equal ones,
+    # whose mean may be off in the last digit.
+    shown = f"{error:.2f}" if math.isfinite(error) else "0.00"
+    return f"{mean:.2f}" if shown == "0.00" else f"{mean:.2f} ± {shown}"
