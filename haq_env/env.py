@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from haq_env.embedding import Scales, embed
-from haq_env.errors import InputError
+from haq_env.errors import InputError, unknown_name
 from haq_env.policy import MAX_BITS, WEIGHT, Bits
 from haq_env.space import Step
 from haq_env.task import Task, make_task
@@ -143,6 +143,8 @@ class QuantizationEnv(gym.Env[Observation, Any]):
                 f"give a task or {', '.join(settings)}, not both. An id of gym.make has settings "
                 f"of its own: a task goes to {type(self).__name__}(task)."
             )
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise unknown_name("render_mode", str(render_mode), self.metadata["render_modes"])
         self.task = make_task(**settings) if task is None else task
         self.render_mode = render_mode
         self._space = self.task.space
@@ -283,6 +285,9 @@ def make_env(id: str, **settings: Any) -> QuantizationEnv:
     """
     try:
         env = gym.make(id, **settings).unwrapped
+    except gym.error.NameNotFound as error:  # which may suggest an environment of somebody else
+        ours = [name for name in gym.registry if name.startswith("HAQ-")]
+        raise unknown_name("environment", id, ours) from error
     except (gym.error.Error, ImportError) as error:
         text = str(error)
         raise InputError(f"{text}{'' if text[-1:] in '.?' else '.'} {_LISTED}") from error

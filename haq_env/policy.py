@@ -157,7 +157,11 @@ class Policy:
             raise InputError(f"{path}: {error}") from error
         if names is not None and found_names != tuple(names):
             strange = [name for name in found_names if name not in names][:3]
-            difference = f"unknown here: {', '.join(strange)}" if strange else "the order differs"
+            missing = [name for name in names if name not in found_names][:3]
+            difference = "the order differs"
+            if strange or missing:
+                kind = "unknown here" if strange else "missing there"
+                difference = f"{kind}: {', '.join(strange or missing)}"
             raise InputError(
                 f"{path} is a policy for {len(found_names)} other layers than this network's "
                 f"{len(names)}; {difference}."

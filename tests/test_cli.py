@@ -84,7 +84,7 @@ def test_the_table_shows_every_layer_of_a_published_setting(
     )
     assert all(f" {name} " in out for name in layers.names)
     assert f" {total:.2f} " in out
-    assert out.startswith("mobilenet_v1 on bismo-cloud, batch 16")
+    assert out.startswith("mobilenet_v1 at 224x224 on bismo-cloud, batch 16")
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -370,7 +370,7 @@ def test_a_terminal_without_unicode_gets_the_table_too(monkeypatch: pytest.Monke
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(page, encoding="ascii"))
     assert run("cost", *SMALL) == 0
     text = page.getvalue().decode("ascii")
-    assert "resnet20 on bismo-edge" in text
+    assert "resnet20 at 32x32 on bismo-edge" in text
     assert "3x32? -> 16x32?" in text
 
 

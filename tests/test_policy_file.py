@@ -152,6 +152,8 @@ def test_a_policy_for_other_layers_is_refused(path):
         Policy.load(path, ("stem", "blocks.0", "blocks.9", "head"))
     with pytest.raises(InputError, match="the order differs"):
         Policy.load(path, NAMES[::-1])
+    with pytest.raises(InputError, match="missing there: more"):
+        Policy.load(path, (*NAMES, "more"))
     with pytest.raises(InputError, match="than this network's 3"):
         Policy.load(path, NAMES[:3])
 

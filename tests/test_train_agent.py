@@ -349,7 +349,7 @@ def refused(monkeypatch, capsys, *argv: str) -> str:
         (["--shortlist", "0"], "shortlist must be 1 or more, not 0"),
         (["--seed", "-1"], "seed must be 0 to"),
         (["--seed", str(2**40)], "seed must be 0 to"),
-        (["--env", "HAQ-BISMO-Egde-v0"], "Did you mean: `HAQ-BISMO-Edge`? `haq-env envs` lists"),
+        (["--env", "HAQ-BISMO-Egde-v0"], "Did you mean 'HAQ-BISMO-Edge-v0'?"),
         (["--env", "HAQ-BISMO-Edge-v7"], "Environment version `v7`"),
         (["--env", "nowhere:HAQ-v0"], "No module named 'nowhere'"),
         (["--env", "not an id"], "Malformed environment ID"),

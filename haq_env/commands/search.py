@@ -59,13 +59,11 @@ class Search:
         "ilp-hawq-v2",
         "ilp-hawq",
     ] = "sac"
-    """Agent of Stable-Baselines3 (dqn and maskable-ppo need a -Discrete environment), HAQ's own, or
-    a baseline (from uniform on: docs/search.md)."""
+    """Agent (dqn and maskable-ppo: -Discrete environments) or, from uniform on, a baseline."""
     haq: Literal["paper", "released"] = "paper"
     """With haq-ddpg: what to follow where HAQ's paper and its released code differ."""
     episodes: int = 300
-    """Policies that are tried; each is finetuned and measured. With --transfer-from it may be
-    0: the agent then decides once, without any search."""
+    """Policies that are finetuned and measured; with --transfer-from, 0 lets it decide once."""
     transfer_from: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of a finished run: start from what its agent has learned there."""
     seed: int = 0
@@ -73,15 +71,13 @@ class Search:
     out: Path = Path("runs/demo")
     """Folder for everything that is written."""
     network: Annotated[str | None, arg(metavar="NETWORK")] = None
-    """Network with bundled weights or a --checkpoint, or package.module:factory that returns a
-    trained module."""
+    """Network with trained weights, or package.module:factory that returns a trained module."""
     dataset: Annotated[str | None, arg(metavar="DATASET")] = None
     """Data set by name, or package.module:factory that returns a haq_env.data.Dataset."""
     checkpoint: Annotated[Path | None, arg(metavar="FILE")] = None
     """Safetensors file with the weights of a named network."""
     hardware: Annotated[str | None, arg(metavar="HARDWARE")] = None
-    """Hardware by name, a TOML, JSON or CSV file, or package.module:Class; the environment's own
-    when not given."""
+    """Name, TOML, JSON or CSV file, or package.module:Class; else the environment's own."""
     metric: Annotated[str | None, arg(metavar="METRIC")] = None
     """What is limited: latency, energy, size, ...; the environment's own when not given."""
     budget: Annotated[str | None, arg(metavar="BUDGET")] = None
@@ -101,8 +97,7 @@ class Search:
     device: str = "cpu"
     """Torch device for finetuning."""
     threads: int = 1
-    """Torch threads. Sums depend on their number, so one is what repeats on another machine; a
-    small network gains next to nothing from more."""
+    """Torch threads; sums depend on their number, so one is what repeats elsewhere."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in the folder."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -196,8 +191,9 @@ class Search:
         budget = task.budget
         console.print(
             f"[bold]{self.env}[/bold]: {len(task.layers)} layers of {task.layers.network}, "
-            f"{len(task.space.steps)} decisions, {budget.metric} at most {budget.limit:.4g} "
-            f"{UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), searched by {self.algo}"
+            f"{len(task.space.steps)} decisions, {budget.metric} on {task.costs.hardware} at most "
+            f"{budget.limit:.4g} {UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), searched by "
+            f"{self.algo}"
         )
         history = self._search(env, source, console)
         if not history:
@@ -330,6 +326,8 @@ class Search:
             highest = {"8 bits": task.space.highest, "found": found}
             plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
         console.print(comparison_table(rows(task, finals), (*COMPARED, task.budget.metric)))
+        if (found == uniform).all():
+            console.print("No policy was better than the uniform one.")
         network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
         console.print(f"Written: {path} (the policy); beside it {network}episodes.csv, plots.")
 

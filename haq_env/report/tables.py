@@ -75,7 +75,8 @@ def cost_table(
     shown = [column for column in columns if column.key in wanted]
     dropped = [column.key for column in columns if column.key not in wanted]
     table = _table(shown, costs)
-    title = f"{layers.network} on {costs.hardware}, batch {costs.batch}"
+    size = "" if layers[0].kind == "linear" else " at {}x{}".format(*layers[0].in_size)
+    title = f"{layers.network}{size} on {costs.hardware}, batch {costs.batch}"
     table.title = Text(title, style="bold")
     table.caption = Text(_caption(costs, dropped), style="dim")
     return table
