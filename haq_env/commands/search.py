@@ -192,8 +192,8 @@ class Search:
         console.print(
             f"[bold]{self.env}[/bold]: {len(task.layers)} layers of {task.layers.network}, "
             f"{len(task.space.steps)} decisions, {budget.metric} on {task.costs.hardware} at most "
-            f"{budget.limit:.4g} {UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), searched by "
-            f"{self.algo}"
+            f"{budget.limit:.4g} {UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), "
+            f"searched by {self.algo}"
         )
         history = self._search(env, source, console)
         if not history:
