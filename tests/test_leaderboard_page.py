@@ -82,7 +82,7 @@ def test_the_uniform_policy_scores_0_and_the_best_known_1(verified):
             run.best_after(count)
             for run in verified.runs
             if run.cell.track == track
-            for count in checkpoints(run.cell.evaluations)
+            for count in checkpoints(run.cell)
         ]
         assert anchor.score(anchor.uniform) == 0
         assert max(anchor.score(policy) for policy in ends) == anchor.score(anchor.best) == 1

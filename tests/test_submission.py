@@ -334,9 +334,15 @@ def test_runs_for_tuning_are_not_submitted_and_of_two_lengths_the_longer_is():
 
 
 def test_runs_are_judged_at_the_checkpoints_that_they_may_reach():
-    assert checkpoints(400) == (50, 100, 200, 400)
-    assert checkpoints(300) == (50, 100, 200)
-    assert checkpoints(30) == (30,)
+    def judged(track, evaluations):
+        return checkpoints(Cell(track, "random", 0, evaluations))
+
+    assert judged(TRACK, 400) == (50, 100, 200, 400)
+    assert judged(TRACK, 300) == (50, 100, 200)
+    assert judged(TRACK, 30) == (30,)
+    assert judged("digits-transfer-network", 60) == (2, 10, 50)
+    assert judged("digits-transfer-network", 9) == (2,)
+    assert judged("digits-transfer-network", 1) == (1,)
 
 
 @pytest.mark.slow
