@@ -586,8 +586,10 @@ def test_a_folder_that_is_a_link_is_refused(submitted, tmp_path):
 
 
 def test_a_track_means_what_it_meant_when_its_numbers_were_published():
-    weights = ROOT / "haq_env" / "networks" / "weights" / "mobilenet_v1_digits.safetensors"
-    assert hashlib.sha256(weights.read_bytes()).hexdigest().startswith("426e7d47e473fea6")
+    weights = ROOT / "haq_env" / "networks" / "weights"
+    for name, digest in (("v1", "426e7d47e473fea6"), ("v2", "185152cf99f0aebe")):
+        file = weights / f"mobilenet_{name}_digits.safetensors"
+        assert hashlib.sha256(file.read_bytes()).hexdigest().startswith(digest)
     assert load_dataset("digits").digest() == "b2d0ff9136a3065c"
     assert {
         name: (
@@ -604,7 +606,12 @@ def test_a_track_means_what_it_meant_when_its_numbers_were_published():
         "digits-bitfusion-w2a4": (0.040408, "2", "4"),
         "digits-bitfusion-w2a6": (0.041196, "2", "6"),
         "digits-bitfusion-w2a8": (0.041826, "2", "8"),
+        "digits-transfer-network": (0.65723, "3", "2"),
+        "digits-transfer-device": (0.040408, "2", "4"),
+        "digits-transfer-budget": (0.16717, "6", "2"),
     }
+    sources = {name: track.source.name for name, track in TRACKS.items() if track.source}
+    assert sources == {name: TRACK for name in TRACKS if name.startswith("digits-transfer-")}
 
 
 @pytest.mark.parametrize("name", TRACKS)
