@@ -1,6 +1,7 @@
 """The leaderboard: run methods, submit what they found, verify submissions, publish the table.
 
-    python benchmarks/leaderboard.py run [--quick] [--tracks ...] [--methods ...] [--seeds ...]
+    python benchmarks/leaderboard.py run [--quick] [--suite search|transfer] [--tracks ...]
+        [--methods ...] [--seeds ...]
     python benchmarks/leaderboard.py submit|verify|report ...
 
 The protocol, and the commands that made the published table, are in benchmarks/LEADERBOARD.md.

@@ -387,6 +387,19 @@ def test_another_policy_changes_bars_and_roofline_to_its_own(browser, path, veri
         assert f"{policy.score:.2f} %" in browser.find_element("id", "facts").text
 
 
+def test_a_page_with_two_networks_draws_the_layers_of_each(browser, tmp_path):
+    tracks = ("digits-transfer-network", "digits-transfer-budget")
+    both = made(("random", "transfer-ppo"), tracks=tracks, seeds=2, budget=50)
+    opened(browser, write_page([both], tmp_path / "index.html"))
+    for track, layers in zip(tracks, (53, 28), strict=True):
+        choose(browser, "policy-track", track)
+        assert len(drawn(browser, "#bits rect.bar")) == 2 * layers
+        assert len(drawn(browser, "#roofline path.layer")) == layers
+    choose(browser, "policy-count", "2 evaluations")
+    assert browser.get_log("browser") == []
+    assert browser.title == "haq-env leaderboard: transfer"
+
+
 def test_an_entry_is_hidden_and_shown_with_the_keyboard_alone(browser, path):
     from selenium.webdriver.common.keys import Keys
 
