@@ -1,6 +1,7 @@
 """Tracks with a source: what was learned there is used, paid for, and ranked apart."""
 
 import json
+import pickle
 import re
 from dataclasses import replace
 
@@ -131,6 +132,11 @@ def test_a_method_that_learns_before_is_refused_where_there_is_nothing_to_learn_
     with pytest.raises(InputError, match="unknown method 'transfer-random'"):
         cells_of(TRANSFERS, ("transfer-random",), (0,))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_track_reaches_another_process_with_its_source():
+    for name in TRANSFERS:
+        assert pickle.loads(pickle.dumps(find_track(name))) == find_track(name)
 
 
 def test_runs_are_as_long_as_their_suite_judges_them():
