@@ -1,6 +1,7 @@
 """The leaderboard: run methods, submit what they found, verify submissions, publish the table.
 
-    python benchmarks/leaderboard.py run [--quick] [--tracks ...] [--methods ...] [--seeds ...]
+    python benchmarks/leaderboard.py run [--quick] [--suite search|transfer] [--tracks ...]
+        [--methods ...] [--seeds ...]
     python benchmarks/leaderboard.py submit|verify|report ...
 
 The protocol, and the commands that made the published table, are in benchmarks/LEADERBOARD.md.
@@ -26,11 +27,12 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from tyro.extras import subcommand_cli_from_dict
 
 from haq_env.agents.methods import RESIDUAL, methods
+from haq_env.agents.transferred import TRANSFER, transfer_methods
 from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.commands import Report, Submit, Verify
 from haq_env.leaderboard.engines import ENGINES, start_engine
 from haq_env.leaderboard.progress import Bar
-from haq_env.leaderboard.protocol import CHECKPOINTS, SEEDS, TRACKS
+from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, find_track
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.sweep import cells_of, sweep
 from haq_env.memory import keep_freed_memory
@@ -39,6 +41,9 @@ INTERRUPTED = 130  # 128 + the signal's number
 ENTRIES = tuple(
     name for name in methods() if name == "residual-ppo" or not name.startswith(RESIDUAL)
 )
+TRANSFERRED = tuple(
+    name for name in transfer_methods() if name.removeprefix(TRANSFER) in ENTRIES
+)  # with a source to learn on
 
 
 class Command(Protocol):
@@ -56,14 +61,18 @@ class Command(Protocol):
 class Run:
     """Run methods on tracks, on this machine or on a cluster; go on where a killed sweep was."""
 
+    suite: str = "search"
+    """Whose tracks are run when none is named: search, or transfer."""
     tracks: tuple[str, ...] = ()
-    """Names of tracks; all when not given."""
+    """Names of tracks; all of the suite when not given."""
     methods: tuple[str, ...] = ()
-    """Names of methods; all baselines and agents, and one that corrects a table, when not given."""
+    """Names of methods; all baselines and agents, and one that corrects a table, when not given;
+    where there is a source to learn on, those that do so too."""
     seeds: tuple[int, ...] = ()
     """0 to 9 for publishing, 100 and above for tuning; 0 to 9 when not given."""
     evaluations: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Policies that each run may measure, the uniform one included; 400 when not given."""
+    """Policies that each run may measure, the uniform one included; 400 when not given, on
+    tracks of the suite transfer 50."""
     engine: str = "pool"
     """inprocess, pool or ray."""
     jobs: int = max(1, min(8, os.cpu_count() or 1))
@@ -82,11 +91,17 @@ class Run:
     def run(self, console: Console) -> int:
         """Run what is missing."""
         quick = self.quick
+        if self.suite not in SUITES:
+            raise unknown_name("suite", self.suite, SUITES)
+        suite = tuple(name for name, track in TRACKS.items() if track.suite.name == self.suite)
+        tracks = self.tracks or (("digits-bismo-edge-w3a2",) if quick else suite)
+        learning = all(find_track(name).source is not None for name in tracks)
+        entries = (*ENTRIES, *TRANSFERRED) if learning else ENTRIES
         cells = cells_of(
-            self.tracks or (("digits-bismo-edge-w3a2",) if quick else tuple(TRACKS)),
-            self.methods or (("random", "evolution", "residual-ppo") if quick else ENTRIES),
+            tracks,
+            self.methods or (("random", "evolution", "residual-ppo") if quick else entries),
             self.seeds or (SEEDS[:2] if quick else SEEDS),
-            (30 if quick else CHECKPOINTS[-1]) if self.evaluations is None else self.evaluations,
+            30 if quick and self.evaluations is None else self.evaluations,
         )
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)

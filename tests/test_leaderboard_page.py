@@ -1,21 +1,20 @@
 """The standings and the page: made from verified numbers alone, and shown in a real browser."""
 
-import itertools
 import json
 import shutil
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from verified_runs import TRACKS, made
 
 from haq_env.errors import InputError
 from haq_env.leaderboard.commands import REPORT, SUBMISSIONS, Report
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
-from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Step, checkpoints, find_track
+from haq_env.leaderboard.protocol import Cell, Step, checkpoints, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.table import markdown
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun, load_all
@@ -24,47 +23,7 @@ from haq_env.report.runs import read_csv, write_csv
 from haq_env.report.tensorboard import TAG, write_tensorboard
 
 ROOT = Path(__file__).parent.parent
-TRACKS = ("digits-bismo-edge-w3a2", "digits-bismo-cloud-w2a3", "digits-bitfusion-w2a4")
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>|`*_["
-
-
-def made(
-    methods, name="entry", *, tracks=TRACKS, seeds=4, budget=120, gain=1.0, **about
-) -> Verified:
-    """Verified numbers of real policies of real tracks, with a law in the place of finetuning."""
-    policies: dict[tuple[str, str, str], Scored] = {}
-    runs = []
-    for track, (rank, method), seed in itertools.product(tracks, enumerate(methods), range(seeds)):
-        task = find_track(track).task()
-        rng = np.random.default_rng([zlib.crc32(name.encode()), rank, seed])
-
-        def score(bits, track=track, task=task) -> Scored:
-            w, a = ("".join(map(str, bits[:, side])) for side in (0, 1))
-            drop = (bits - task.uniform()).sum() * gain + (bits[::2, 0] ** 2).mean() / 8
-            test = tuple(float(70 + 0.2 * drop + k) for k in range(len(FRESH_SEEDS)))
-            cost = task.cost(bits)
-            ratio = cost / task.budget.reference
-            return policies.setdefault(
-                (track, w, a), Scored(track, w, a, cost, ratio, float(71 + 0.2 * drop), test)
-            )
-
-        steps = [(1, score(task.uniform()))]
-        for evaluation in range(2, budget + 1, 4 + rank):
-            found = score(task.project(rng.integers(2, 9, task.uniform().shape)))
-            if found.accuracy > steps[-1][1].accuracy:
-                steps.append((evaluation, found))
-        cell = Cell(track, method, seed, budget)
-        runs.append(VerifiedRun(cell, tuple(steps), budget, charge=2.5 * rank))
-    used = {policy for run in runs for _, policy in run.steps}
-    runs.sort(key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))
-    text = {"title": "A test", "authors": ("Ada",), "code": "", "environment_changed": "", **about}
-    return Verified(
-        name=name,
-        digests={},
-        policies=tuple(sorted(used, key=lambda p: (p.track, p.w_bits, p.a_bits))),
-        runs=tuple(runs),
-        **text,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +41,7 @@ def test_the_uniform_policy_scores_0_and_the_best_known_1(verified):
             run.best_after(count)
             for run in verified.runs
             if run.cell.track == track
-            for count in checkpoints(run.cell.evaluations)
+            for count in checkpoints(run.cell)
         ]
         assert anchor.score(anchor.uniform) == 0
         assert max(anchor.score(policy) for policy in ends) == anchor.score(anchor.best) == 1
@@ -242,8 +201,11 @@ def test_the_published_table_comes_out_of_the_published_numbers(tmp_path):
     folders = sorted(path.parent for path in (ROOT / SUBMISSIONS).glob("*/verified.json"))
     assert folders
     assert Report(tuple(folders), tmp_path).run(Console()) == 0
-    for name in ("README.md", "index.html", "curves.csv"):
+    made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {Path(name) for name in ("README.md", "index.html", "curves.csv")} <= made
+    for name in made:
         assert (tmp_path / name).read_bytes() == (ROOT / REPORT / name).read_bytes(), name
+    assert (ROOT / REPORT / "transfer").exists() == (Path("transfer/README.md") in made)
 
 
 @pytest.mark.parametrize(
@@ -423,6 +385,19 @@ def test_another_policy_changes_bars_and_roofline_to_its_own(browser, path, veri
             points, roofline_points(task.layers, task.costs, bits), rtol=1e-4
         )
         assert f"{policy.score:.2f} %" in browser.find_element("id", "facts").text
+
+
+def test_a_page_with_two_networks_draws_the_layers_of_each(browser, tmp_path):
+    tracks = ("digits-transfer-network", "digits-transfer-budget")
+    both = made(("random", "transfer-ppo"), tracks=tracks, seeds=2, budget=50)
+    opened(browser, write_page([both], tmp_path / "index.html"))
+    for track, layers in zip(tracks, (53, 28), strict=True):
+        choose(browser, "policy-track", track)
+        assert len(drawn(browser, "#bits rect.bar")) == 2 * layers
+        assert len(drawn(browser, "#roofline path.layer")) == layers
+    choose(browser, "policy-count", "2 evaluations")
+    assert browser.get_log("browser") == []
+    assert browser.title == "haq-env leaderboard: transfer"
 
 
 def test_an_entry_is_hidden_and_shown_with_the_keyboard_alone(browser, path):

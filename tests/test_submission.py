@@ -334,9 +334,15 @@ def test_runs_for_tuning_are_not_submitted_and_of_two_lengths_the_longer_is():
 
 
 def test_runs_are_judged_at_the_checkpoints_that_they_may_reach():
-    assert checkpoints(400) == (50, 100, 200, 400)
-    assert checkpoints(300) == (50, 100, 200)
-    assert checkpoints(30) == (30,)
+    def judged(track, evaluations):
+        return checkpoints(Cell(track, "random", 0, evaluations))
+
+    assert judged(TRACK, 400) == (50, 100, 200, 400)
+    assert judged(TRACK, 300) == (50, 100, 200)
+    assert judged(TRACK, 30) == (30,)
+    assert judged("digits-transfer-network", 60) == (2, 10, 50)
+    assert judged("digits-transfer-network", 9) == (2,)
+    assert judged("digits-transfer-network", 1) == (1,)
 
 
 @pytest.mark.slow
@@ -580,8 +586,10 @@ def test_a_folder_that_is_a_link_is_refused(submitted, tmp_path):
 
 
 def test_a_track_means_what_it_meant_when_its_numbers_were_published():
-    weights = ROOT / "haq_env" / "networks" / "weights" / "mobilenet_v1_digits.safetensors"
-    assert hashlib.sha256(weights.read_bytes()).hexdigest().startswith("426e7d47e473fea6")
+    weights = ROOT / "haq_env" / "networks" / "weights"
+    for name, digest in (("v1", "426e7d47e473fea6"), ("v2", "185152cf99f0aebe")):
+        file = weights / f"mobilenet_{name}_digits.safetensors"
+        assert hashlib.sha256(file.read_bytes()).hexdigest().startswith(digest)
     assert load_dataset("digits").digest() == "b2d0ff9136a3065c"
     assert {
         name: (
@@ -598,7 +606,12 @@ def test_a_track_means_what_it_meant_when_its_numbers_were_published():
         "digits-bitfusion-w2a4": (0.040408, "2", "4"),
         "digits-bitfusion-w2a6": (0.041196, "2", "6"),
         "digits-bitfusion-w2a8": (0.041826, "2", "8"),
+        "digits-transfer-network": (0.65723, "3", "2"),
+        "digits-transfer-device": (0.040408, "2", "4"),
+        "digits-transfer-budget": (0.16717, "6", "2"),
     }
+    sources = {name: track.source.name for name, track in TRACKS.items() if track.source}
+    assert sources == {name: TRACK for name in TRACKS if name.startswith("digits-transfer-")}
 
 
 @pytest.mark.parametrize("name", TRACKS)

@@ -257,6 +257,9 @@ def test_engines_agree_and_a_crash_takes_no_other_run_with_it(tmp_path, monkeypa
     ("argv", "complaint"),
     [
         (["--methods", "alphazero"], "unknown method 'alphazero'"),
+        (["--methods", "transfer-sacc"], "Did you mean 'transfer-sac'?"),
+        (["--methods", "random", "transfer-ppo"], f"{EDGE} has none for that"),
+        (["--suite", "imagenet"], "unknown suite 'imagenet'"),
         (["--tracks", EDGE + "x"], f"Did you mean '{EDGE}'?"),
         (["--seeds", "0", "10"], "seed 10 is outside the protocol"),
         (["--evaluations", "0"], "evaluations must be 1 to 1000"),

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from haq_env.agents.algorithms import ALGORITHMS
 from haq_env.errors import unknown_name
 from haq_env.search import SEARCH, Search
 from haq_env.search.history import Charge, History, begin
 from haq_env.task import Task
 
+if TYPE_CHECKING:
+    from haq_env.env import QuantizationEnv
+
 RESIDUAL = "residual-"
 
 
 def methods() -> tuple[str, ...]:
-    """Return the names of everything that can search a task.
+    """Return the names of everything that can search a task: those of `SEARCH` and of agents."""
+    return (*SEARCH, *agents())
 
-    Baselines have the names of `SEARCH`, agents those of `ALGORITHMS`; with "residual-" before
-    it, an agent corrects a sensitivity table instead of choosing bits.
+
+def agents() -> tuple[str, ...]:
+    """Return the names of agents.
+
+    They are those of `ALGORITHMS`; with "residual-" before it, an agent corrects a sensitivity
+    table instead of choosing bits.
     """
     residual = [
         f"{RESIDUAL}{name}" for name, how in ALGORITHMS.items() if how.actions == "continuous"
     ]
-    return (*SEARCH, *ALGORITHMS, *residual)
+    return (*ALGORITHMS, *residual)
+
+
+def agent_env(
+    name: str, task: Task, scales: Sequence[Sequence[float]] | None = None
+) -> QuantizationEnv:
+    """Make the environment that an agent of `agents` plays a task in.
+
+    Args:
+        name: of the agent.
+        task: the problem.
+        scales: of the embedding, for an agent that has learned on another network.
+    """
+    from haq_env.env import QuantizationEnv
+    from haq_env.residual import ResidualEnv
+
+    if name.startswith(RESIDUAL):
+        return ResidualEnv(task, scales=scales)
+    return QuantizationEnv(task, actions=ALGORITHMS[name].actions, scales=scales)
+
+
+def charge_of(env: QuantizationEnv) -> Charge | None:
+    """Return what the table took that an environment's agent corrects; None without a table."""
+    from haq_env.residual import ResidualEnv
+
+    return Charge(env.charge_seconds, env.charge) if isinstance(env, ResidualEnv) else None
 
 
 def search_method(name: str) -> Search:
@@ -34,26 +70,17 @@ def search_method(name: str) -> Search:
         return baseline
     if name not in methods():
         raise unknown_name("method", name, methods())
-    residual = name.startswith(RESIDUAL)
-    algorithm = name.removeprefix(RESIDUAL)
 
     def agent(task: Task, evaluations: int, seed: int) -> History:
         if evaluations == 1:
             return begin(task, evaluations)  # the uniform policy, and no episode
         from haq_env.agents.run import search_with_agent
-        from haq_env.env import QuantizationEnv
-        from haq_env.residual import ResidualEnv
 
-        env = (
-            ResidualEnv(task)
-            if residual
-            else QuantizationEnv(task, actions=ALGORITHMS[algorithm].actions)
-        )
-        history = search_with_agent(env, algorithm, evaluations - 1, seed)
+        env = agent_env(name, task)
+        history = search_with_agent(env, name.removeprefix(RESIDUAL), evaluations - 1, seed)
         if history.interrupted:
             raise KeyboardInterrupt
-        if isinstance(env, ResidualEnv):
-            history.charge = Charge(env.charge_seconds, env.charge)
+        history.charge = charge_of(env)
         return history
 
     return agent

@@ -2,5 +2,5 @@
 
 Tracks and cells (`protocol`) are run by engines (`engines`) into a store (`store`, `sweep`); what
 was found becomes a submission of policies (`submission`), which is executed again (`verify`) before
-it may stand in the table (`standings`, `page`).
+it may stand in the table of its suite (`suites`, `standings`, `page`).
 """

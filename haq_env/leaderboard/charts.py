@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from haq_env.cost import CostTable
-from haq_env.leaderboard.protocol import CHECKPOINTS, checkpoints, find_track
+from haq_env.leaderboard.protocol import checkpoints, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.verified import Scored, VerifiedRun
 from haq_env.report import estimates
@@ -19,7 +19,7 @@ from haq_env.task import Task
 
 REPETITIONS = 300  # of the bootstrap of bands, which are only looked at
 POINTS = 80  # of a curve
-TICKS = (1, 2, 5, 10, 20, *CHECKPOINTS, 1000)  # of evaluations
+TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 400, 1000)  # of evaluations
 ALL = "all tracks (score)"
 LOOK_COLOURS = (2, 0, 1, 3, 4)  # of the page's palette: the colours that figures have
 
@@ -37,12 +37,13 @@ def page_data(standings: Standings) -> dict[str, Any]:
     entries = list(standings.entries)
     tracks = sorted({run.cell.track for runs in standings.entries.values() for run in runs})
     tasks = {name: find_track(name).task() for name in tracks}
-    machines = list(dict.fromkeys(tasks[name].settings["hardware"] for name in tracks))
-    by_machine = {tasks[name].settings["hardware"]: tasks[name] for name in reversed(tracks)}
+    names = _machines(tasks)
+    machines = list(dict.fromkeys(names.values()))
+    by_machine = {names[name]: tasks[name] for name in reversed(tracks)}
     about = [
         {
             "name": name,
-            "machine": machines.index(tasks[name].settings["hardware"]),
+            "machine": machines.index(names[name]),
             "metric": tasks[name].budget.metric,
             "ratio": tasks[name].budget.ratio,
         }
@@ -56,7 +57,7 @@ def page_data(standings: Standings) -> dict[str, Any]:
             {"label": each.label, "marker": each.marker, "colour": colour}
             for each, colour in zip(LOOKS, LOOK_COLOURS, strict=True)
         ],
-        "machines": [_machine(by_machine[name]) for name in machines],
+        "machines": [_machine(name, by_machine[name]) for name in machines],
         "tracks": about,
         "policies": policies,
         "runs": runs,
@@ -69,12 +70,21 @@ def page_data(standings: Standings) -> dict[str, Any]:
     }
 
 
-def _machine(task: Task) -> dict[str, Any]:
+def _machines(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Name the device of each track, and the network on it where there are several."""
+    networks = {task.layers.network for task in tasks.values()}
+    return {
+        name: task.costs.hardware + (f", {task.layers.network}" if len(networks) > 1 else "")
+        for name, task in tasks.items()
+    }
+
+
+def _machine(name: str, task: Task) -> dict[str, Any]:
     costs = task.costs
     layers = [
         [layer.name, LOOKS.index(look(layer)), layer.macs * costs.batch] for layer in task.layers
     ]
-    found: dict[str, Any] = {"name": costs.hardware, "layers": layers, "roofs": _roofs(costs)}
+    found: dict[str, Any] = {"name": name, "layers": layers, "roofs": _roofs(costs)}
     if found["roofs"]:
         found |= {name: _short(costs.values[name].reshape(-1)) for name in ("traffic", "latency")}
     return found
@@ -99,7 +109,7 @@ def _runs(
     runs = []
     for index, own in enumerate(standings.entries.values()):
         for run in own:
-            judged = [(n, run.best_after(n)) for n in checkpoints(run.cell.evaluations)]
+            judged = [(n, run.best_after(n)) for n in checkpoints(run.cell)]
             for policy in (run.steps[0][1], *(policy for _, policy in judged)):
                 numbers.setdefault(policy, len(numbers))
             runs.append(
@@ -196,8 +206,8 @@ def _profile(standings: Standings) -> dict[str, Any]:
 def _pareto(standings: Standings, tasks: dict[str, Task]) -> dict[str, Any]:
     """Put each budget of a device at its cost: test error, mean over seeds."""
     devices: dict[str, list[str]] = {}
-    for name, task in tasks.items():
-        devices.setdefault(f"{task.settings['hardware']}, {task.budget.metric}", []).append(name)
+    for name, machine in _machines(tasks).items():
+        devices.setdefault(f"{machine}, {tasks[name].budget.metric}", []).append(name)
     return {
         device: {
             "lines": [
@@ -237,7 +247,7 @@ def _columns(points: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
 
 
 def _end(run: VerifiedRun) -> Scored:
-    return run.best_after(checkpoints(run.cell.evaluations)[-1])
+    return run.best_after(checkpoints(run.cell)[-1])
 
 
 def _short(values: Array) -> list[Any]:

@@ -188,11 +188,12 @@ class Verify:
 
 @dataclass(frozen=True)
 class Report:
-    """Make the table, the page and the curves from verified numbers."""
+    """Make the table, the page and the curves of each suite from verified numbers."""
 
     folders: Folders = ()
     out: Path = REPORT
-    """Folder of README.md, index.html and curves.csv."""
+    """Folder of README.md, index.html and curves.csv; those of the suite transfer are in its
+    folder transfer."""
     tensorboard: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Also write the curves for TensorBoard."""
 
@@ -203,6 +204,7 @@ class Report:
         from haq_env.leaderboard.page import page
         from haq_env.leaderboard.standings import Standings
         from haq_env.leaderboard.submission import read_submission
+        from haq_env.leaderboard.suites import by_suite
         from haq_env.leaderboard.table import markdown
         from haq_env.leaderboard.verified import FILE, Verified, load_all
         from haq_env.leaderboard.verify import check_published
@@ -222,21 +224,29 @@ class Report:
                 check_published(read_submission(folder), Verified.load(folder / FILE))
             except InputError as error:
                 raise InputError(f"{folder}: {error}") from error
-        standings = Standings(verified)
-        runs = curves(standings)
-        texts = {"README.md": markdown(verified, standings)}
-        texts["index.html"] = page(verified, standings)
+        parts = by_suite(verified)
+        if not parts:
+            raise InputError("there is no verified run.")
+        runs, texts = {}, {}
+        for suite, part in parts.items():
+            standings, folder = Standings(part), self.out / suite.folder
+            others = [other for other in parts if other != suite]
+            runs[folder] = curves(standings)
+            texts[folder / "README.md"] = markdown(part, standings, others)
+            texts[folder / "index.html"] = page(part, standings, others)
         files = []
         if self.tensorboard is not None:  # first, because it can be missing
             from haq_env.report.tensorboard import write_tensorboard
 
-            files.append(write_tensorboard(runs, self.tensorboard))
-        with writing(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            replace_file(self.out / name, text)
-            files.append(self.out / name)
-        files.append(write_csv(runs, self.out / "curves.csv"))
+            every = [run for part_runs in runs.values() for run in part_runs]
+            files.append(write_tensorboard(every, self.tensorboard))
+        for folder in runs:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            replace_file(path, text)
+            files.append(path)
+        files += [write_csv(found, folder / "curves.csv") for folder, found in runs.items()]
         for file in files:
             console.print(f"Written: {file}", highlight=False, markup=False)
         return 0

@@ -13,8 +13,10 @@ from importlib.resources import files
 from typing import Any
 
 from haq_env.leaderboard.charts import page_data
-from haq_env.leaderboard.protocol import VERSION
+from haq_env.leaderboard.protocol import SEARCH, TRANSFER, VERSION, Suite
 from haq_env.leaderboard.standings import BASELINE, Standing, Standings
+from haq_env.leaderboard.suites import way
+from haq_env.leaderboard.table import ABOUT_TRANSFER
 from haq_env.leaderboard.verified import Verified
 from haq_env.report.comparison_tables import plain
 from haq_env.report.estimates import Estimate
@@ -23,8 +25,10 @@ from haq_env.report.units import DASH
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
 
-def page(submissions: Sequence[Verified], standings: Standings) -> str:
-    """Return the page.
+def page(
+    submissions: Sequence[Verified], standings: Standings, others: Sequence[Suite] = ()
+) -> str:
+    """Return the page of a suite, with links to those of others.
 
     Nothing of a submission becomes markup or code: names are escaped, the script reads data from
     JSON and only ever sets text, and the page's policy runs no script but its own.
@@ -39,6 +43,8 @@ def page(submissions: Sequence[Verified], standings: Standings) -> str:
         {
             "policy": "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
             f"style-src {_digest(style)}; script-src {_digest(script)}",
+            "suite": "" if standings.suite == SEARCH else f": {standings.suite}",
+            "more": _more(standings.suite, others),
             "style": style,
             "script": script,
             "summary": escape(
@@ -52,6 +58,14 @@ def page(submissions: Sequence[Verified], standings: Standings) -> str:
             "data": _embedded(page_data(standings)),
         },
     )
+
+
+def _more(suite: Suite, others: Sequence[Suite]) -> str:
+    about = [escape(ABOUT_TRANSFER)] if suite == TRANSFER else []
+    if others:
+        links = [f'<a href="{way(suite, other)}index.html">{other}</a>' for other in others]
+        about.append(f"Other suites, which do not compare: {', '.join(links)}.")
+    return "".join(f"\n{sentence}" for sentence in about)
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:

@@ -1,11 +1,11 @@
-"""What the leaderboard runs: tracks, seeds, and the evaluations after which it looks.
+"""What the leaderboard runs: suites of tracks, seeds, and the evaluations after which it looks.
 
 The rules in words, with their reasons, are in ``benchmarks/LEADERBOARD.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,34 @@ if TYPE_CHECKING:
 VERSION = 1  # of the protocol: raised when numbers of two versions cannot be compared
 SEEDS = range(10)  # of published runs
 TUNING_SEEDS = 100  # settings are tuned on seeds from here on only
-CHECKPOINTS = (50, 100, 200, 400)  # evaluations after which a run's best policy counts
 FEWEST_SEEDS = 5  # that a place takes, where anybody has run so many
 MOST_EVALUATIONS = 1000  # of a run
 FRESH_SEEDS = (1000, 1001, 1002)  # of the finetuning that scores a policy on test images
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tracks that are ranked together, in a table of their own.
+
+    Attributes:
+        name: what people call it.
+        checkpoints: evaluations after which a run's best policy counts; a whole run has as many
+            as the last one.
+        folder: where its table is, inside the leaderboard's folder.
+    """
+
+    name: str
+    checkpoints: tuple[int, ...]
+    folder: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+SEARCH = Suite("search", (50, 100, 200, 400))
+# after the first policy that is not the uniform one: what a method knows before it searches
+TRANSFER = Suite("transfer", (2, 10, 50), "transfer")
+SUITES: Mapping[str, Suite] = MappingProxyType({suite.name: suite for suite in (SEARCH, TRANSFER)})
 
 
 @dataclass(frozen=True)
@@ -32,10 +56,17 @@ class Track:
     Attributes:
         name: what people call it, for example ``"digits-bismo-edge-w3a2"``.
         settings: arguments of `haq_env.task.make_task`, without any path of a machine.
+        source: the track on which a method may have learned before; None in the suite `SEARCH`.
     """
 
     name: str
     settings: Mapping[str, Any] = field(hash=False)
+    source: Track | None = None
+
+    @property
+    def suite(self) -> Suite:
+        """What it is ranked in."""
+        return SEARCH if self.source is None else TRANSFER
 
     def task(self, **runtime: Any) -> Task:
         """Build the problem; ``runtime`` adds what decides no outcome: cache, workers, device."""
@@ -45,7 +76,7 @@ class Track:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a mapping proxy cannot be sent to another process
-        return Track, (self.name, dict(self.settings))
+        return Track, (self.name, dict(self.settings), self.source)
 
 
 @dataclass(frozen=True)
@@ -102,9 +133,10 @@ class Outcome:
         cell: the run.
         steps: the improvements, the first one is the uniform policy at evaluation 1.
         evaluations: how many policies were measured; fewer than allowed if the method ended.
-        charge: what was computed before the first evaluation, in evaluations.
+        charge: what was computed before the first evaluation, in evaluations; what was learned
+            on a track's source is a part of it.
         repeats: evaluations of a policy that this run had measured before.
-        seconds: outside the evaluator.
+        seconds: outside of the evaluations that are counted.
         wall: in all; evaluations that the cache knew took none. 0 where nobody has noted it.
         arithmetic: of the machine that it ran on, see `haq_env.leaderboard.arithmetic`; empty
             where nobody has noted it.
@@ -137,15 +169,33 @@ _BUDGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 
+# What is learned on, and one thing at a time that is another one there. The budget of a device is
+# its own: w3a2 is not the one largest uniform policy on BitFusion.
+_SOURCE = "digits-bismo-edge-w3a2"
+_CHANGES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "network": {"network": "mobilenet_v2"},
+        "device": {"hardware": "bitfusion", "budget": "w2a4"},
+        "budget": {"budget": "w6a2"},
+    }
+)
 
-def _tracks() -> Iterator[Track]:
+
+def _tracks() -> dict[str, Track]:
+    found: dict[str, Track] = {}
     for hardware, budgets in _BUDGETS.items():
         for budget in budgets:
+            name = f"digits-{hardware}-{budget}"
             settings = {**_DIGITS, "hardware": hardware, "budget": budget}
-            yield Track(f"digits-{hardware}-{budget}", MappingProxyType(settings))
+            found[name] = Track(name, MappingProxyType(settings))
+    source = found[_SOURCE]
+    for what, change in _CHANGES.items():
+        name = f"digits-transfer-{what}"
+        found[name] = Track(name, MappingProxyType({**source.settings, **change}), source)
+    return found
 
 
-TRACKS: Mapping[str, Track] = MappingProxyType({track.name: track for track in _tracks()})
+TRACKS: Mapping[str, Track] = MappingProxyType(_tracks())
 
 
 def find_track(name: str) -> Track:
@@ -159,12 +209,16 @@ def find_track(name: str) -> Track:
     return TRACKS[name]
 
 
-def checkpoints(evaluations: int) -> tuple[int, ...]:
-    """Say after how many evaluations a run is judged: those of `CHECKPOINTS` that it may reach.
+def checkpoints(cell: Cell) -> tuple[int, ...]:
+    """Say after how many evaluations a run is judged: those of its suite that it may reach.
 
     A run that is shorter than all of them is a trial, and judged at its end.
+
+    Raises:
+        InputError: there is no such track.
     """
-    return tuple(count for count in CHECKPOINTS if count <= evaluations) or (evaluations,)
+    every = find_track(cell.track).suite.checkpoints
+    return tuple(count for count in every if count <= cell.evaluations) or (cell.evaluations,)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:

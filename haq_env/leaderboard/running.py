@@ -9,11 +9,40 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from haq_env.errors import InputError
+from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.arithmetic import arithmetic
 from haq_env.leaderboard.protocol import Cell, Outcome, Step, Track
 from haq_env.leaderboard.store import CACHE
+from haq_env.search import Search
 from haq_env.search.history import Trial
+
+
+def find_method(name: str, track: Track, cache: Path | None = None) -> Search:
+    """Return a method as it runs on a track.
+
+    Args:
+        name: one of `haq_env.agents.methods` or `haq_env.agents.transferred`.
+        track: where it is to run.
+        cache: evaluation cache for what it learns on the track's source.
+
+    Raises:
+        InputError: there is no such method, or it learns before, and the track has no source.
+    """
+    from haq_env.agents.methods import methods, search_method
+    from haq_env.agents.transferred import TRANSFER, transfer_method, transfer_methods
+
+    known = (*methods(), *transfer_methods())
+    if name not in known:
+        raise unknown_name("method", name, known)
+    if not name.startswith(TRANSFER):
+        return search_method(name)
+    source = track.source
+    if source is None:
+        raise InputError(
+            f"{name} learns on another track first, and {track.name} has none for that: only the "
+            "tracks of --suite transfer have one."
+        )
+    return transfer_method(name, lambda: source.task(cache=cache))
 
 
 def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
@@ -29,18 +58,18 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
             of this machine when None.
 
     Raises:
-        InputError: there is no such method, or the track cannot be built.
+        InputError: there is no such method on this track, or the track cannot be built.
         RuntimeError: the method measured more policies than it was allowed.
     """
-    from haq_env.agents.methods import search_method
     from haq_env.evaluation.batch import one_thread
 
     folder = local_folder() if folder is None else folder
+    search = find_method(cell.method, track, folder / CACHE)
     with one_thread():  # answers of one and of two threads may differ in their last digits
         task = track.task(cache=folder / CACHE)
         task.float_accuracy  # noqa: B018  # loads network and images, which is no part of a search
         start = time.perf_counter()
-        history = search_method(cell.method)(task, cell.evaluations, cell.seed)
+        history = search(task, cell.evaluations, cell.seed)
         wall = time.perf_counter() - start
     if len(history) > cell.evaluations:
         raise RuntimeError(f"{cell}: it measured {len(history)} policies.")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.protocol import CHECKPOINTS, FEWEST_SEEDS, SEEDS, checkpoints
+from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Suite, checkpoints, find_track
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
 from haq_env.report import estimates
 from haq_env.report.estimates import Array, Estimate
 
 BASELINE = "random"
-OWN = "baselines"  # name of this package's own submission
+OWN = ("baselines", "transfer")  # names of this package's own submissions with that
 LEVELS = (0.5, 0.9)  # scores that runs are expected to reach
 
 
@@ -84,14 +84,16 @@ class Standing:
 
 
 class Standings:
-    """All verified runs on one scale.
+    """All verified runs of one suite on one scale.
 
     Args:
-        submissions: verified numbers; their order does not count.
+        submissions: verified numbers, of one suite only, see `haq_env.leaderboard.suites`; their
+            order does not count.
         repetitions: of the bootstrap.
         seed: of the bootstrap.
 
     Attributes:
+        suite: what the runs are of.
         anchors: track to what 0 and 1 mean there, for tracks on which something better than
             uniform is known and this package's `BASELINE` has run, where it has run anywhere: one
             run of anybody on a new track would take all places away otherwise.
@@ -102,7 +104,8 @@ class Standings:
         rows: the entries from the leader to the last, then those that have not run on all tracks.
 
     Raises:
-        InputError: there is no run, or submissions were verified with different arithmetics.
+        InputError: there is no run, there are runs of two suites, or submissions were verified
+            with different arithmetics.
     """
 
     def __init__(
@@ -116,9 +119,11 @@ class Standings:
         self.entries, self._titles = _entries(submissions)
         if not self.entries:
             raise InputError("there is no verified run.")
-        ours = (BASELINE, f"{BASELINE} ({OWN})")  # the latter where others have a `random` too
+        # with a submission's name where others have a `random` too
+        ours = (BASELINE, *(f"{BASELINE} ({name})" for name in OWN))
         self._baseline = next((name for name in ours if name in self.entries), None)
         every = [run for runs in self.entries.values() for run in runs]
+        self.suite = _one_suite(every)
         self._seeds: dict[tuple[str, str], set[int]] = {}
         for name, runs in self.entries.items():
             for run in runs:
@@ -138,7 +143,7 @@ class Standings:
         for track, anchor in self.anchors.items():
             own = [run for run in self.entries[entry] if run.cell.track == track]
             # all runs or none: who goes on with lucky seeds only must not gain by it
-            if not own or any(count not in checkpoints(r.cell.evaluations) for r in own):
+            if not own or any(count not in checkpoints(r.cell) for r in own):
                 return None
             if not self._fair({run.cell.seed for run in own}):
                 return None
@@ -167,7 +172,7 @@ class Standings:
 
     def counts(self, entry: str) -> list[int]:
         """Return the checkpoints that an entry has reached on all scored tracks."""
-        allowed = {c for r in self.entries[entry] for c in checkpoints(r.cell.evaluations)}
+        allowed = {c for r in self.entries[entry] for c in checkpoints(r.cell)}
         return sorted(count for count in allowed if self.scores(entry, count) is not None)
 
     def _anchor(self, track: str) -> Anchor:
@@ -175,7 +180,7 @@ class Standings:
         uniform = runs[0][1].steps[0][1]
         best, by = uniform, set[str]()
         for name, run in runs:
-            for count in checkpoints(run.cell.evaluations):
+            for count in checkpoints(run.cell):
                 policy = run.best_after(count)
                 rank = (policy.score, policy.w_bits, policy.a_bits)  # a tie is not left to chance
                 if rank > (best.score, best.w_bits, best.a_bits) and policy.score > uniform.score:
@@ -200,15 +205,14 @@ class Standings:
         rows = [self._row(name, counts[name], leader) for name in ranked]
         return rows + [self._about(name) for name in sorted(others)]
 
-    @staticmethod
-    def _main(reached: Sequence[Sequence[int]]) -> int:
+    def _main(self, reached: Sequence[Sequence[int]]) -> int:
         """Choose where entries are ranked: the last checkpoint that half of them reach.
 
         The last that anybody reaches would give the first place to whoever runs longest.
         """
         every = sorted({count for counts in reached for count in counts})
         # trials end anywhere; one that is no checkpoint ranks only where there is nothing else
-        every = [count for count in every if count in CHECKPOINTS] or every
+        every = [count for count in every if count in self.suite.checkpoints] or every
         common = [n for n in every if 2 * sum(n in counts for counts in reached) >= len(reached)]
         return max(common or every, default=0)
 
@@ -261,6 +265,15 @@ class Standings:
         return None
 
 
+def _one_suite(runs: Sequence[VerifiedRun]) -> Suite:
+    first, *others = dict.fromkeys(find_track(run.cell.track).suite for run in runs)
+    if others:
+        raise InputError(
+            f"runs of the suites {first} and {others[0]} do not rank together: take them apart."
+        )
+    return first
+
+
 def _same_arithmetic(submissions: Sequence[Verified]) -> None:
     for one, other in itertools.pairwise(submissions):
         if one.arithmetic != other.arithmetic:
@@ -278,7 +291,7 @@ def _policies(submissions: Sequence[Verified]) -> dict[tuple[str, str, str], Sco
     before ones without.
     """
     known: dict[tuple[str, str, str], Scored] = {}
-    for each in sorted(submissions, key=lambda each: (each.name != OWN, each.name)):
+    for each in sorted(submissions, key=lambda each: (each.name not in OWN, each.name)):
         for policy in (policy for run in each.runs for _, policy in run.steps):
             first = known.setdefault(_key(policy), policy)
             if policy.test and not first.test:

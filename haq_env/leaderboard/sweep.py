@@ -28,6 +28,7 @@ from haq_env.leaderboard.protocol import (
     check_seeds,
     find_track,
 )
+from haq_env.leaderboard.running import find_method
 from haq_env.leaderboard.store import State, Store
 
 POLL = 0.5  # seconds between two looks at what others and the engine do
@@ -50,28 +51,37 @@ class Event:
 
 
 def cells_of(
-    tracks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], evaluations: int
+    tracks: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    evaluations: int | None = None,
 ) -> list[Cell]:
     """List runs seed by seed, so that a part of them is a fair comparison.
 
+    Args:
+        tracks: names of tracks.
+        methods: names of methods.
+        seeds: of the methods.
+        evaluations: of each run; None takes as many as the last checkpoint of its suite.
+
     Raises:
-        InputError: a track or a method is unknown, or a seed or the number of evaluations is
-            outside the protocol.
+        InputError: a track or a method is unknown, a method learns before on a track that has no
+            source, or a seed or the number of evaluations is outside the protocol.
     """
-    from haq_env.agents.methods import search_method
     from haq_env.search.bayesian import check_installed
 
-    for track in tracks:
-        find_track(track)
-    for method in methods:
-        search_method(method)
-        if method == "bayesian":
-            check_installed()  # now, and not in every run
+    lengths = {name: find_track(name).suite.checkpoints[-1] for name in tracks}
+    for track, method in itertools.product(tracks, methods):
+        find_method(method, find_track(track))
+    if "bayesian" in methods:
+        check_installed()  # now, and not in every run
     check_seeds(seeds)
-    if not 1 <= evaluations <= MOST_EVALUATIONS:
-        raise InputError(f"evaluations must be 1 to {MOST_EVALUATIONS}, not {evaluations}.")
-    kinds = itertools.product(dict.fromkeys(seeds), dict.fromkeys(tracks), dict.fromkeys(methods))
-    return [Cell(track, method, seed, evaluations) for seed, track, method in kinds]
+    if evaluations is not None:
+        if not 1 <= evaluations <= MOST_EVALUATIONS:
+            raise InputError(f"evaluations must be 1 to {MOST_EVALUATIONS}, not {evaluations}.")
+        lengths = dict.fromkeys(lengths, evaluations)
+    kinds = itertools.product(dict.fromkeys(seeds), lengths, dict.fromkeys(methods))
+    return [Cell(track, method, seed, lengths[track]) for seed, track, method in kinds]
 
 
 def sweep(

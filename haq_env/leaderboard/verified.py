@@ -108,7 +108,7 @@ class VerifiedRun:
     @property
     def scored(self) -> list[Scored]:
         """What is measured on test images: the uniform policy, and those at checkpoints."""
-        counts = checkpoints(self.cell.evaluations)
+        counts = checkpoints(self.cell)
         return list(dict.fromkeys((self.steps[0][1], *map(self.best_after, counts))))
 
 

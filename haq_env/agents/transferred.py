@@ -1,0 +1,80 @@
+"""Methods that learn on one task before they search another one."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from haq_env.agents.methods import RESIDUAL, agent_env, agents, charge_of
+from haq_env.errors import unknown_name
+from haq_env.search import Search
+from haq_env.search.history import Charge, History, begin
+from haq_env.task import Task
+
+TRANSFER = "transfer-"
+LEARNING = 200  # evaluations on the first task, its uniform policy included
+
+
+def transfer_methods() -> tuple[str, ...]:
+    """Return the names of all of them: "transfer-" and the name of an agent."""
+    return tuple(f"{TRANSFER}{name}" for name in agents())
+
+
+def transfer_method(name: str, source: Callable[[], Task]) -> Search:
+    """Return an agent that learns on a task, and then searches the one that it is given.
+
+    Evaluation 1 is the uniform policy, evaluation 2 what the agent decides without any search.
+    From there it goes on learning, with its networks, on the scales that it knows, and without
+    random episodes. Its first lessons, `LEARNING` evaluations with the same seed, and the tables
+    that it corrects are the charge.
+
+    Args:
+        name: one of `transfer_methods`.
+        source: makes the task to learn on, when the search begins.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    if name not in transfer_methods():
+        raise unknown_name("method", name, transfer_methods())
+    agent = name.removeprefix(TRANSFER)
+
+    def transferred(task: Task, evaluations: int, seed: int) -> History:
+        if evaluations == 1:
+            return begin(task, evaluations)  # the uniform policy, which no agent decides
+        from haq_env.agents.checkpoint import load_scales
+        from haq_env.agents.run import search_with_agent
+        from haq_env.agents.transfer import Source, apply_agent
+
+        algorithm = agent.removeprefix(RESIDUAL)
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="haq-env-") as folder:
+            first = agent_env(agent, source())
+            _whole(search_with_agent(first, algorithm, LEARNING - 1, seed, folder=Path(folder)))
+            seconds = time.perf_counter() - start
+            state = Path(folder) / "agent.pt"
+            learned = Source(state, type(first).__name__, algorithm, {}, load_scales(state))
+            env = agent_env(agent, task, learned.scales)
+            history = apply_agent(learned, env)
+            if evaluations > 2:
+                more = search_with_agent(
+                    env, algorithm, evaluations - 2, seed, prepare=learned.warm_start, warmup=0
+                )
+                for trial in _whole(more)[1:]:  # its first one is the uniform policy again
+                    history.add(trial)
+        tables = [charge for each in (first, env) if (charge := charge_of(each)) is not None]
+        history.charge = Charge(
+            seconds + sum(table.seconds for table in tables[1:]),
+            LEARNING + sum(table.evaluations for table in tables),
+        )
+        return history
+
+    return transferred
+
+
+def _whole(history: History) -> History:
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return history
