@@ -448,7 +448,7 @@ def test_light_and_dark_screens_can_both_be_read(browser, path):
 
 
 def test_names_with_code_in_them_are_text_and_never_run(browser, tmp_path):
-    about = {"title": EVIL, "authors": (EVIL,), "environment_changed": EVIL}
+    about = {"title": EVIL, "authors": (EVIL,), "environment_changed": EVIL, "hardware": EVIL}
     evil = made((EVIL, "random"), EVIL, tracks=TRACKS[:1], seeds=2, **about)
     opened(browser, write_page([evil], tmp_path / "index.html"))
     assert browser.execute_script("return window.hacked") is None

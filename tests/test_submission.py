@@ -34,7 +34,7 @@ from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.submission import Manifest, read_submission, write_submission
 from haq_env.leaderboard.verified import Scored, Verified
-from haq_env.leaderboard.verify import Choice, verify
+from haq_env.leaderboard.verify import Choice, check_published, verify
 from haq_env.policy import from_digits, to_digits
 
 TRACK = "digits-bismo-edge-w3a2"
@@ -503,6 +503,15 @@ def test_better_accuracies_that_were_brought_along_do_not_come_out(
     assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) > 0
     out = capsys.readouterr().out
     assert ("verify it again" if refused else "do not come out again") in out
+
+
+@pytest.mark.parametrize("told", [{"title": "Better"}, {"hardware": "a TPU"}, {"seconds": 1.0}])
+def test_what_is_told_of_a_submission_is_what_its_manifest_says(submitted, choice, told):
+    submission = read_submission(submitted)
+    _, found = verify(submission, choice)
+    check_published(submission, found)
+    with pytest.raises(InputError, match="names another submission"):
+        check_published(submission, replace(found, **told))
 
 
 def test_a_policy_has_one_score_whoever_found_it_and_wherever_it_was_verified(submitted, choice):

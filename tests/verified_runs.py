@@ -40,7 +40,8 @@ def made(
         runs.append(VerifiedRun(cell, tuple(steps), budget, charge=2.5 * rank))
     used = {policy for run in runs for _, policy in run.steps}
     runs.sort(key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))
-    text = {"title": "A test", "authors": ("Ada",), "code": "", "environment_changed": "", **about}
+    text = {"title": "A test", "authors": ("Ada",), "code": "", "environment_changed": ""}
+    text |= {"hardware": "a test's", "seconds": 5400.0, **about}
     return Verified(
         name=name,
         digests={},

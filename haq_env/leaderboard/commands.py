@@ -58,6 +58,8 @@ class Submit:
     """Seeds that settings were tuned on, 100 and above."""
     environment_changed: str = ""
     """What was changed in the environments."""
+    hardware: str = ""
+    """What the runs were made on; this machine when not given."""
     hours: float | None = None
     """Processor hours of all runs together; what the store says when not given."""
     overwrite: Annotated[bool, FlagCreatePairsOff] = False
@@ -92,7 +94,7 @@ class Submit:
             tuned=self.tuned,
             tuning_seeds=self.tuning_seeds,
             environment_changed=self.environment_changed,
-            hardware=f"{processor()}, {os.cpu_count()} cores",
+            hardware=self.hardware or f"{processor()}, {os.cpu_count()} cores",
             seconds=round(3600 * hours, 1),
             versions=versions(*PACKAGES),
         )

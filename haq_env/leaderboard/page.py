@@ -16,7 +16,7 @@ from haq_env.leaderboard.charts import page_data
 from haq_env.leaderboard.protocol import SEARCH, TRANSFER, VERSION, Suite
 from haq_env.leaderboard.standings import BASELINE, Standing, Standings
 from haq_env.leaderboard.suites import way
-from haq_env.leaderboard.table import ABOUT_TRANSFER
+from haq_env.leaderboard.table import ABOUT_TRANSFER, hours
 from haq_env.leaderboard.verified import Verified
 from haq_env.report.comparison_tables import plain
 from haq_env.report.estimates import Estimate
@@ -108,7 +108,11 @@ def _standings(rows: Sequence[Standing]) -> str:
 
 
 def _submissions(submissions: Sequence[Verified]) -> str:
-    names = ("submission", "authors", "runs", "refused", "code", "environment changed")
+    numbers = ("runs", "refused", "hours (declared)")
+    names = (
+        *("submission", "authors", "runs", "refused", "code", "environment changed"),
+        *("hardware (declared)", "hours (declared)"),
+    )
     body = []
     for each in sorted(submissions, key=lambda each: each.name):
         cells = [_cell(f"{each.name}: {each.title}", "left wide")]
@@ -118,8 +122,10 @@ def _submissions(submissions: Sequence[Verified]) -> str:
         link = f'<a rel="noopener noreferrer nofollow" href="{escape(each.code)}">code</a>'
         cells.append(f'<td class="left">{link if each.code else "this package"}</td>')
         cells.append(_cell(each.environment_changed or "no", "left wide"))
+        cells.append(_cell(each.hardware or DASH, "left wide"))
+        cells.append(_cell(hours(each)))
         body.append(f"<tr>{''.join(cells)}</tr>")
-    return _table([(name, name not in ("runs", "refused")) for name in names], body)
+    return _table([(name, name not in numbers) for name in names], body)
 
 
 def _table(head: Sequence[tuple[str, bool]], body: Sequence[str]) -> str:

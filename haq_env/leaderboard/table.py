@@ -127,6 +127,7 @@ def _tracks(found: Standings) -> list[str]:
 
 def _submissions(submissions: Sequence[Verified]) -> list[str]:
     head = ["submission", "authors", "title", "runs", "refused", "code", "environment changed"]
+    head += ["hardware (declared)", "hours (declared)"]
     rows = [
         [
             each.name,
@@ -136,10 +137,17 @@ def _submissions(submissions: Sequence[Verified]) -> list[str]:
             str(len(each.refused)),
             each.code or "this package",
             each.environment_changed or "no",
+            each.hardware or DASH,
+            hours(each),
         ]
         for each in sorted(submissions, key=lambda each: each.name)
     ]
     return ["## Submissions", "", *_table(head, rows)]
+
+
+def hours(submission: Verified) -> str:
+    """Write the time that a submission has taken, as declared."""
+    return f"{submission.seconds / 3600:.1f}" if submission.seconds else DASH
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

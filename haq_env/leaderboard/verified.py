@@ -122,6 +122,8 @@ class Verified:
         authors: who made it.
         code: https address; empty if it is this package.
         environment_changed: what was changed in the environments; empty if nothing.
+        hardware: what the runs were made on, as declared; empty if nobody says.
+        seconds: time of all runs, added up, as declared; 0 if nobody says.
         digests: SHA-256 of the files that were executed.
         policies: every policy that was executed, once.
         runs: those that came out as claimed, by track, method and seed.
@@ -134,6 +136,8 @@ class Verified:
     authors: tuple[str, ...]
     code: str
     environment_changed: str
+    hardware: str
+    seconds: float
     digests: dict[str, str]
     policies: tuple[Scored, ...]
     runs: tuple[VerifiedRun, ...]
@@ -155,6 +159,8 @@ class Verified:
             "authors": self.authors,
             "code": self.code,
             "environment_changed": self.environment_changed,
+            "hardware": self.hardware,
+            "seconds": self.seconds,
             "digests": self.digests,
             "refused": self.refused,
             "arithmetic": self.arithmetic,
@@ -211,6 +217,8 @@ class Verified:
             authors=fields.texts("authors"),
             code=fields.text("code", longest=310, pattern=CODE),
             environment_changed=fields.text("environment_changed", longest=5000),
+            hardware=fields.text("hardware"),
+            seconds=fields.number("seconds"),
             digests=fields.table("digests"),
             policies=policies,
             runs=runs,

@@ -144,8 +144,9 @@ def check_published(submission: Submission, published: Verified) -> None:
     if published.digests != submission.digests:
         raise InputError("it was made from other files than those beside it: verify them again.")
     theirs = (published.name, published.title, published.authors, published.code)
+    told = (published.environment_changed, published.hardware, published.seconds)
     if theirs != (submission.name, about.title, about.authors, about.code) or (
-        published.environment_changed != about.environment_changed
+        told != (about.environment_changed, about.hardware, about.seconds)
     ):
         raise InputError("it names another submission: verify it again.")
     claimed = {claim.outcome.cell: claim.outcome for claim in submission.claims}
@@ -304,6 +305,8 @@ def _verified(
         authors=manifest.authors,
         code=manifest.code,
         environment_changed=manifest.environment_changed,
+        hardware=manifest.hardware,
+        seconds=manifest.seconds,
         digests=submission.digests,
         policies=tuple(sorted(used, key=lambda policy: policy.key)),
         runs=tuple(sorted(kept, key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))),
