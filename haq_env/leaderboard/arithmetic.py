@@ -6,10 +6,11 @@ steps of the finetuning go on from there. Two kinds of processor train two netwo
 and one seed, some points of accuracy apart. So numbers say which arithmetic they are from.
 
 Measured (``benchmarks/leaderboard_machines.py``): the 103 policies of the first published runs,
-found on a processor with AVX-512 and executed on one with AVX2. The accuracies inside the search,
-one seed on 450 held-out images: 76 within 0.5 points, the largest difference 6.67, lower on
-average by 0.44, since a search keeps what was lucky where it ran. The scores, means of three fresh
-seeds on test images: the largest difference 1.11, standard deviation 0.40, on average the same.
+found on a processor with AVX-512 and executed on one with AVX2, on which gradients also summed in
+another order. The accuracies inside the search, one seed on 450 held-out images: 25 within 0.5
+points, the largest difference 7.78, standard deviation 1.99, lower on average by 1.30, since a
+search keeps what was lucky where it ran. The scores, means of three fresh seeds on test images: the
+largest difference 2.30, standard deviation 1.21, on average 0.17 higher.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Tolerance(NamedTuple):
 
 
 SAME = Tolerance(0.5, 0.5)  # nothing but a wrong number differs
-OTHER = Tolerance(10.0, 2.5)  # 1.5 and 2.2 times the largest difference measured, see above
+OTHER = Tolerance(12.0, 5.0)  # the mean and some four standard deviations and more, see above
 
 
 def tolerance(theirs: str) -> Tolerance:
