@@ -143,7 +143,8 @@ def _score_curves(standings: Standings) -> dict[str, Any]:
         "lines": lines,
         "ticks": sorted({count for line in lines for count in line["x"]}),
         "references": [[0, "uniform", True], [1, "best known", False]],
-        "note": "IQM of the scores of all runs at the checkpoints, with 95 % bands.",
+        "note": "IQM of the scores of all runs at the checkpoints, with 95 % bands where at most 8 "
+        "are shown.",
     }
 
 
@@ -167,8 +168,9 @@ def _curves(standings: Standings, track: str) -> dict[str, Any]:
         "lines": lines,
         "ticks": [n for n in TICKS if n <= max(max(line["x"]) for line in lines)],
         "references": [[uniform, "uniform", True], [best, "best", False]],
-        "note": "IQM over seeds of the best accuracy inside the search, with 95 % bands. The "
-        "maximum of noisy numbers flatters; the ranking is by fresh seeds and test images.",
+        "note": "IQM over seeds of the best accuracy inside the search, with 95 % bands where at "
+        "most 8 are shown. The maximum of noisy numbers flatters; the ranking is by fresh seeds "
+        "and test images.",
     }
 
 
