@@ -152,12 +152,14 @@ def test_another_submission_of_random_policies_takes_the_baseline_from_nobody(ve
 
 
 def test_names_with_markup_are_text_in_the_table():
-    evil = made(("random", "sac"), "evil", authors=(EVIL,), title=EVIL, tracks=TRACKS[:1])
+    evil = made(
+        ("random", "sac"), "evil", authors=(EVIL,), title=EVIL, hardware=EVIL, tracks=TRACKS[:1]
+    )
     text = markdown([evil])
     assert "<script" not in text
     assert "<img" not in text
     row = next(line for line in text.splitlines() if line.startswith("| evil"))
-    assert row.replace("\\|", "").count("|") == 8  # seven cells
+    assert row.replace("\\|", "").count("|") == 10  # nine cells
 
 
 def test_tuning_runs_do_not_stand_in_the_table(verified):
