@@ -564,7 +564,7 @@ def test_published_numbers_of_another_machine_are_held_against_scores(submitted,
     submission = read_submission(submitted)
     _, fine = verify(submission, choice)
     old = fine.runs[0].scored[-1]
-    for points, problem in ((2.0, False), (3.0, True)):
+    for points, problem in ((OTHER.score - 0.5, False), (OTHER.score + 0.5, True)):
         far = with_policy(fine, old, replace(old, test=tuple(a - points for a in old.test)))
         far = replace(far, arithmetic="0123456789abcdef")
         verdicts, _ = verify(submission, choice, published=far)
