@@ -74,10 +74,14 @@ def command_line(script: str, settings: Any) -> str:
             words.append(shlex.quote(dataset_argument(value)))
         elif value is not True:
             values = value if isinstance(value, tuple) else (value,)
+            if field.name == "datasets":
+                values = tuple(map(dataset_argument, values))
             words.append(shlex.join(map(str, values)))
     return " ".join(words)
 
 
 def weights_digest(path: Path) -> str:
-    """Return 12 hexadecimal digits of a checkpoint's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    """Return 12 hexadecimal digits of a checkpoint's weights, whatever else is noted there."""
+    raw = path.read_bytes()
+    header = int.from_bytes(raw[:8], "little")  # a safetensors file: length, header, tensors
+    return hashlib.sha256(raw[8 + header :]).hexdigest()[:12]

@@ -216,6 +216,46 @@ def test_torchvisions_files_give_the_original_pixels(tmp_path, monkeypatch):
         load_dataset(f"cifar10:{home.parent}", val=10)
 
 
+def write_binary(folder: Path, originals: Path) -> Path:
+    """The authors' files for C programs: a label and three planes an image, classes mixed."""
+    home = originals / "cifar-10-batches-bin"
+    home.mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    for whole, names in (("train", [f"data_batch_{n}" for n in range(1, 6)]), ("test", ["test"])):
+        listed = [sorted((folder / whole / name).iterdir()) for name in CLASSES]
+        turns = rng.permutation(np.repeat(np.arange(10), len(listed[0])))
+        records = [bytes([label]) + pixels(listed[label].pop(0)) for label in turns]
+        for number, name in enumerate(names):
+            file = name if whole == "train" else "test_batch"
+            part = records[number * len(records) // len(names) :][: len(records) // len(names)]
+            (home / f"{file}.bin").write_bytes(b"".join(part))
+    return originals
+
+
+def test_original_files_hold_out_the_images_that_numbered_image_files_hold_out(folder, tmp_path):
+    originals = small(write_binary(folder, tmp_path / "originals"))
+    assert originals.about["sha256"] == small(folder).about["sha256"]
+    assert originals.about["files"] == ["original pixels"]
+    assert not originals.note
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.unlink(), "data_batch_2.bin is missing or empty"),
+        (lambda file: file.write_bytes(b""), "data_batch_2.bin is missing or empty"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-7]), "data_batch_2.bin is cut off"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-3073]), "only in part"),
+        (lambda file: file.write_bytes(b"\xff" * 3073), "has the label 255: it is not CIFAR-10"),
+    ],
+)
+def test_a_damaged_file_of_the_originals_is_refused(folder, tmp_path, spoil, message):
+    originals = write_binary(folder, tmp_path / "originals")
+    spoil(originals / "cifar-10-batches-bin" / "data_batch_2.bin")
+    with pytest.raises(InputError, match=message):
+        small(originals)
+
+
 def test_two_processes_at_once_decode_only_once(archives, cache):
     code = (
         "import sys; from haq_env.data import load_dataset;"

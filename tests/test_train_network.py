@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from haq_env.evaluation.augment import augment
 from haq_env.evaluation.resumable import train_in_pieces
 from haq_env.evaluation.training import Trainer, Training
 from haq_env.networks import bundled, load_network
+from haq_env.networks.checkpoint import read_metadata, save_tensors
 from haq_env.task import make_task
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "train_network.py"
@@ -183,6 +185,14 @@ def test_weights_are_not_measured_on_images_that_they_have_learned(tmp_path):
         accuracy(classes=["car", "ship"])
     with pytest.warns(RuntimeWarning, match="trained on other files"):
         accuracy(sha256={"val": "b"})
+    noted = read_metadata(out)
+    noted["images"]["held_out_alike"] = {"other encoding": "b"}
+    save_tensors(out, load_file(out), noted)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*trained on other files")
+        assert 0 <= accuracy(sha256={"val": "b"}) <= 100
+    noted["images"].pop("held_out_alike")
+    save_tensors(out, load_file(out), noted)
     part_of_it = {"counts": {"train": 9, "val": 9, "test": 9}, "sha256": {"val": "b"}}
     own = replace(tiny, name="tiny:part", about={**about, **part_of_it})
     with pytest.warns(RuntimeWarning, match="trained on other files"):

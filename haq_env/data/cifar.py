@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009): torchvision's, or image files in folders or archives."""
+"""CIFAR-10 (Krizhevsky 2009): torchvision's, the binary version, or image files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ CLASSES = (
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _BATCHES = "cifar-10-batches-py"  # torchvision's folder
+_BINARY = "cifar-10-batches-bin"  # the authors' version for C programs
+_RECORD = 1 + 3 * 32 * 32  # bytes: a label and three planes
 _LOCK = "download.lock"
 
 
@@ -33,14 +35,17 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
     Args:
         root: folder with ``train.tar.gz`` and ``test.tar.gz`` (``.tgz`` and ``.tar`` will do), or
             with the folders ``train`` and ``test`` of class folders, or with torchvision's
-            ``cifar-10-batches-py``. None: the folder ``cifar10`` in the cache folder, into which
-            torchvision downloads the original if there is nothing.
+            ``cifar-10-batches-py`` or the authors' ``cifar-10-batches-bin``. None: the folder
+            ``cifar10`` in the cache folder, into which torchvision downloads the original if
+            there is nothing.
         val: images held out of the 50,000 training images for searching, equally many a class.
         seed: of that choice.
 
     Returns:
         45,000 images to train on, 5,000 held out, 10,000 to test, mapped from the cache folder;
         the order of each split is shuffled and balanced, so that its first N are a fair sample.
+        The same images are held out of the original files and of image files that are numbered
+        within their class in the same order.
 
     Raises:
         InputError: nothing there, damaged, or not ten classes of equally many images.
@@ -49,8 +54,8 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
     if root is None and (not _kind(folder) or (folder / _LOCK).exists()):
         _download(folder)
     kind = _kind(folder)
-    if kind == "torchvision":
-        paths = sorted((folder / _BATCHES).iterdir())
+    if kind in ("torchvision", "binary"):
+        paths = sorted((folder / (_BATCHES if kind == "torchvision" else _BINARY)).iterdir())
         state: Any = [_stamp(path) for path in paths]
     elif kind == "archive":
         paths = [_archive(folder, part) for part in ("train", "test")]
@@ -62,11 +67,11 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
         missing = "does not exist" if not folder.exists() else "is not complete"
         raise InputError(
             f"CIFAR-10 folder {root or folder} {missing}: it must hold train.tar.gz and "
-            f"test.tar.gz, or the folders train and test, or {_BATCHES}."
+            f"test.tar.gz, or the folders train and test, or {_BATCHES}, or {_BINARY}."
         )
 
     def fill(scratch: Path) -> dict[str, Any]:
-        write = _write_arrays if kind == "torchvision" else _write_files
+        write = _write_files if kind in ("archive", "folder") else _write_arrays
         return {
             "source": kind,
             "seed": seed,
@@ -74,7 +79,7 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
             **write(scratch, folder, val, seed),
         }
 
-    source = (str(folder.resolve()), kind, val, seed)
+    source = (str(folder.resolve()), kind, val, seed, *(("by class",) * (kind == "torchvision")))
     splits, about = kept("cifar10", source, state, fill)
     return Dataset("cifar10", 10, MEAN, STD, about=about, **splits)
 
@@ -82,6 +87,8 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
 def _kind(folder: Path) -> str:
     if (folder / _BATCHES).is_dir():
         return "torchvision"
+    if (folder / _BINARY).is_dir():
+        return "binary"
     if all(_archive(folder, part).exists() for part in ("train", "test")):
         return "archive"
     if all((folder / part).is_dir() for part in ("train", "test")):
@@ -140,12 +147,16 @@ def _write_files(scratch: Path, folder: Path, val: int, seed: int) -> dict[str, 
 
 
 def _write_arrays(scratch: Path, folder: Path, val: int, seed: int) -> dict[str, Any]:
+    read = _torchvision if _kind(folder) == "torchvision" else _binary
     counts = {}
     for whole in ("train", "test"):
-        raw = _torchvision(folder, train=whole == "train")
-        labels = np.array(raw.targets, dtype=np.int64)
+        images, labels = read(folder, train=whole == "train")
+        # Class by class, as the files of class folders are listed: whoever has the images as
+        # files holds the same ones out.
+        by_class = np.argsort(labels, kind="stable")
+        labels = labels[by_class]
         for part, order in _cut(labels, whole, val, seed, f"{folder} ({whole})").items():
-            pixels: NDArray[np.uint8] = raw.data[order].transpose(0, 3, 1, 2)
+            pixels = images[by_class[order]]
             new_array(scratch, f"{part}-images", pixels.shape, np.uint8)[:] = pixels
             write_labels(scratch, part, labels[order])
             counts[part] = len(order)
@@ -166,15 +177,35 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     return path.name, status.st_size, status.st_mtime_ns
 
 
-def _torchvision(folder: Path, *, train: bool) -> Any:
+def _torchvision(folder: Path, *, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from torchvision.datasets import CIFAR10
 
     try:
-        return CIFAR10(str(folder), train=train, download=False)  # opens nothing but what it knows
+        raw = CIFAR10(str(folder), train=train, download=False)  # opens nothing but what it knows
     except RuntimeError as error:
         raise InputError(
             f"{folder / _BATCHES} is damaged or not complete: remove it, and it is downloaded anew."
         ) from error
+    return raw.data.transpose(0, 3, 1, 2), np.array(raw.targets, dtype=np.int64)
+
+
+def _binary(folder: Path, *, train: bool) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] if train else ["test_batch.bin"]
+    records = []
+    for path in [folder / _BINARY / name for name in names]:
+        raw = np.fromfile(path, np.uint8) if path.exists() else np.empty(0, np.uint8)
+        if not len(raw) or len(raw) % _RECORD:
+            raise InputError(
+                f"{path} {'is cut off' if len(raw) else 'is missing or empty'}: "
+                "extract the archive again."
+            )
+        records.append(raw.reshape(-1, _RECORD))
+    every = np.concatenate(records)
+    labels = every[:, 0].astype(np.int64)
+    if labels.max() >= len(CLASSES):
+        raise InputError(f"{folder / _BINARY} has the label {labels.max()}: it is not CIFAR-10.")
+    _check_classes(folder / _BINARY, Counter(CLASSES[label] for label in labels))
+    return every[:, 1:].reshape(-1, 3, 32, 32), labels
 
 
 def _download(folder: Path) -> None:

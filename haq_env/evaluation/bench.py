@@ -283,7 +283,9 @@ def _check_weights(subject: Subject, data: Dataset) -> None:
                 f"({name} {trained.get(name)}, now {used.get(name)}): images that it has learned "
                 "would be held out. Load the data set as it was, or train it again."
             )
-    if trained["sha256"]["val"] != used["sha256"]["val"]:
+    # of other encodings of its images that hold the same ones out
+    known = {trained["sha256"]["val"], *trained.get("held_out_alike", {}).values()}
+    if used["sha256"]["val"] not in known:
         warnings.warn(
             f"{subject.checkpoint} was trained on other files of data set {data.name!r} than "
             "these: images that it has learned may be among the held-out ones.",
