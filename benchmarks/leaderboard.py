@@ -1,6 +1,6 @@
 """The leaderboard: run methods, submit what they found, verify submissions, publish the table.
 
-    python benchmarks/leaderboard.py run [--quick] [--suite search|transfer] [--tracks ...]
+    python benchmarks/leaderboard.py run [--quick] [--suite search|transfer|cifar10] [--tracks ...]
         [--methods ...] [--seeds ...]
     python benchmarks/leaderboard.py submit|verify|report ...
 
@@ -62,7 +62,7 @@ class Run:
     """Run methods on tracks, on this machine or on a cluster; go on where a killed sweep was."""
 
     suite: str = "search"
-    """Whose tracks are run when none is named: search, or transfer."""
+    """Whose tracks are run when none is named: search, transfer or cifar10."""
     tracks: tuple[str, ...] = ()
     """Names of tracks; all of the suite when not given."""
     methods: tuple[str, ...] = ()
@@ -71,8 +71,8 @@ class Run:
     seeds: tuple[int, ...] = ()
     """0 to 9 for publishing, 100 and above for tuning; 0 to 9 when not given."""
     evaluations: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Policies that each run may measure, the uniform one included; 400 when not given, on
-    tracks of the suite transfer 50."""
+    """Policies that each run may measure, the uniform one included; when not given as many as
+    the last checkpoint of the track's suite (400, transfer 50, cifar10 200)."""
     engine: str = "pool"
     """inprocess, pool or ray."""
     jobs: int = max(1, min(8, os.cpu_count() or 1))

@@ -596,8 +596,12 @@ def test_a_folder_that_is_a_link_is_refused(submitted, tmp_path):
 
 def test_a_track_means_what_it_meant_when_its_numbers_were_published():
     weights = ROOT / "haq_env" / "networks" / "weights"
-    for name, digest in (("v1", "426e7d47e473fea6"), ("v2", "185152cf99f0aebe")):
-        file = weights / f"mobilenet_{name}_digits.safetensors"
+    for name, digest in (
+        ("v1_digits", "426e7d47e473fea6"),
+        ("v2_digits", "185152cf99f0aebe"),
+        ("v1_050_cifar10", "dfb3f3ee5dca597e"),
+    ):
+        file = weights / f"mobilenet_{name}.safetensors"
         assert hashlib.sha256(file.read_bytes()).hexdigest().startswith(digest)
     assert load_dataset("digits").digest() == "b2d0ff9136a3065c"
     assert {
@@ -618,7 +622,12 @@ def test_a_track_means_what_it_meant_when_its_numbers_were_published():
         "digits-transfer-network": (0.65723, "3", "2"),
         "digits-transfer-device": (0.040408, "2", "4"),
         "digits-transfer-budget": (0.16717, "6", "2"),
+        "cifar10-bismo-edge-w4a2": (1.20193, "4", "2"),
+        "cifar10-bismo-cloud-w3a3": (3.216195, "3", "3"),
+        "cifar10-bitfusion-w3a8": (0.408648, "3", "8"),
     }
+    elsewhere = {name: track.images for name, track in TRACKS.items() if track.images}
+    assert elsewhere == {name: "ed5bad089e439be7" for name in TRACKS if name.startswith("cifar10-")}
     sources = {name: track.source.name for name, track in TRACKS.items() if track.source}
     assert sources == {name: TRACK for name in TRACKS if name.startswith("digits-transfer-")}
 

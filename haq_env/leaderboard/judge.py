@@ -82,7 +82,9 @@ def _measure(question: Question, cache: Path | None) -> tuple[float, ...]:
 
 @lru_cache(maxsize=2)  # networks and images; questions come track by track
 def _judge(track: str, cache: Path | None) -> _Judge:
-    return _Judge(find_track(track).task(cache=cache))
+    found = find_track(track)
+    found.check_images()
+    return _Judge(found.task(cache=cache))
 
 
 class _Judge:

@@ -46,7 +46,11 @@ class Suite:
 SEARCH = Suite("search", (50, 100, 200, 400))
 # after the first policy that is not the uniform one: what a method knows before it searches
 TRANSFER = Suite("transfer", (2, 10, 50), "transfer")
-SUITES: Mapping[str, Suite] = MappingProxyType({suite.name: suite for suite in (SEARCH, TRANSFER)})
+# an evaluation takes ten times as long, so runs that are shorter count as well
+CIFAR10 = Suite("cifar10", (10, 50, 100, 200), "cifar10")
+SUITES: Mapping[str, Suite] = MappingProxyType(
+    {suite.name: suite for suite in (SEARCH, TRANSFER, CIFAR10)}
+)
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,16 @@ class Track:
     Attributes:
         name: what people call it, for example ``"digits-bismo-edge-w3a2"``.
         settings: arguments of `haq_env.task.make_task`, without any path of a machine.
-        source: the track on which a method may have learned before; None in the suite `SEARCH`.
+        source: the track on which a method may have learned before; None outside `TRANSFER`.
+        suite: what it is ranked in.
+        images: `haq_env.data.Dataset.digest` of its images, where they are not in the package.
     """
 
     name: str
     settings: Mapping[str, Any] = field(hash=False)
     source: Track | None = None
-
-    @property
-    def suite(self) -> Suite:
-        """What it is ranked in."""
-        return SEARCH if self.source is None else TRANSFER
+    suite: Suite = SEARCH
+    images: str = ""
 
     def task(self, **runtime: Any) -> Task:
         """Build the problem; ``runtime`` adds what decides no outcome: cache, workers, device."""
@@ -74,9 +77,28 @@ class Track:
 
         return make_task(**{**self.settings, **runtime})
 
+    def check_images(self) -> None:
+        """See that the images on this machine are those that the track is about.
+
+        Costs need none; whoever measures accuracies calls it before.
+
+        Raises:
+            InputError: they are others, or cannot be had.
+        """
+        if not self.images:
+            return
+        from haq_env.data import load_dataset
+
+        data = load_dataset(self.settings["dataset"])
+        if data.digest() != self.images:
+            raise InputError(
+                f"track {self.name} is about the original images of {data.name}, and those on this "
+                f"machine are others{f' ({data.note})' if data.note else ''}."
+            )
+
     def __reduce__(self) -> tuple[Any, ...]:
         # a mapping proxy cannot be sent to another process
-        return Track, (self.name, dict(self.settings), self.source)
+        return Track, (self.name, dict(self.settings), self.source, self.suite, self.images)
 
 
 @dataclass(frozen=True)
@@ -158,6 +180,11 @@ _DIGITS: Mapping[str, Any] = MappingProxyType(
     | {"bits": (2, 8), "quantizer": "linear", "clip": "mse", "fill_up": True}
     | {"inference": "float", "metric": "latency"}
 )
+# Integer kernels: 5,000 images in float would take most of an evaluation.
+_CIFAR10 = MappingProxyType(
+    {**_DIGITS, "network": "mobilenet_v1_050", "dataset": "cifar10", "inference": "int8"}
+)
+_CIFAR10_IMAGES = "ed5bad089e439be7"  # the authors' pixels, with the loader's splits
 
 # Each budget has one largest uniform policy: no other uniform one that fits is wider on a side.
 # Where there are two, either may be the better one, and 0 would not be the best without a search.
@@ -168,6 +195,7 @@ _BUDGETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "bitfusion": ("w2a4", "w2a6", "w2a8"),
     }
 )
+_CIFAR10_BUDGETS = (("bismo-edge", "w4a2"), ("bismo-cloud", "w3a3"), ("bitfusion", "w3a8"))
 
 # What is learned on, and one thing at a time that is another one there. The budget of a device is
 # its own: w3a2 is not the one largest uniform policy on BitFusion.
@@ -191,7 +219,11 @@ def _tracks() -> dict[str, Track]:
     source = found[_SOURCE]
     for what, change in _CHANGES.items():
         name = f"digits-transfer-{what}"
-        found[name] = Track(name, MappingProxyType({**source.settings, **change}), source)
+        found[name] = Track(name, MappingProxyType({**source.settings, **change}), source, TRANSFER)
+    for hardware, budget in _CIFAR10_BUDGETS:
+        name = f"cifar10-{hardware}-{budget}"
+        settings = {**_CIFAR10, "hardware": hardware, "budget": budget}
+        found[name] = Track(name, MappingProxyType(settings), suite=CIFAR10, images=_CIFAR10_IMAGES)
     return found
 
 

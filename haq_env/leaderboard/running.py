@@ -58,13 +58,15 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
             of this machine when None.
 
     Raises:
-        InputError: there is no such method on this track, or the track cannot be built.
+        InputError: there is no such method on this track, the track cannot be built, or this
+            machine has other images than it is about.
         RuntimeError: the method measured more policies than it was allowed.
     """
     from haq_env.evaluation.batch import one_thread
 
     folder = local_folder() if folder is None else folder
     search = find_method(cell.method, track, folder / CACHE)
+    track.check_images()
     with one_thread():  # answers of one and of two threads may differ in their last digits
         task = track.task(cache=folder / CACHE)
         task.float_accuracy  # noqa: B018  # loads network and images, which is no part of a search
