@@ -86,7 +86,7 @@ def test_neither_the_order_of_policies_nor_a_copy_changes_an_answer(settings):
         assert copied.evaluate(policies[1]).cache_hit
         assert copied.evaluate(policies[1]).accuracy == answers[1]
         assert first.evaluate(fresh).accuracy == copied.evaluate(fresh).accuracy
-        first._remembered.pop(fresh.astype(np.uint8).tobytes())
+        first.answers.forget()
 
 
 def test_the_seed_decides_the_finetuning_and_nothing_without_it(task):

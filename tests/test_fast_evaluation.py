@@ -351,7 +351,7 @@ def test_early_stopping_finds_the_same_winner_with_fewer_images():
     answers = [full.evaluate(bits).accuracy for bits in policies]
     results, seen = [], 0
     for bits in policies:
-        score = Score(450, fast.evaluator.stopping, fast.evaluator._best)
+        score = Score(450, fast.evaluator.stopping, fast.evaluator.answers.best)
         results.append(fast.evaluate(bits))
         fast.evaluator.bench.judge(bits, fast.evaluator.recipe, 0, score, 0)
         seen += score.seen

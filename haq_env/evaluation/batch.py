@@ -22,7 +22,8 @@ from haq_env.processes import prepare_worker
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
-    from haq_env.evaluation.trained import Answer, TrainedEvaluator
+    from haq_env.evaluation.answers import Answer
+    from haq_env.evaluation.trained import TrainedEvaluator
 
 
 class WorkerError(RuntimeError):

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from haq_env.errors import InputError
+from haq_env.evaluation.answers import Answer, Answers, key_of
 from haq_env.evaluation.batch import WorkerError, Workers, one_thread, own_modes
 from haq_env.evaluation.bench import Bench, Subject, check_device, survive_forks
 from haq_env.evaluation.recipe import Evaluation, Recipe
@@ -24,23 +25,6 @@ if TYPE_CHECKING:
 
 
 REUSE_BYTES = 1 << 29  # activations of earlier policies
-
-
-class Answer(NamedTuple):
-    """What measuring one policy gave.
-
-    Attributes:
-        accuracy: top-1 in percent.
-        seconds: time it took.
-        stopped: whether the accuracy is an estimate, because the policy was given up.
-        note: why floating point measured it although integers were allowed, and on a CUDA device
-            why no CUDA graphs did, or nothing.
-    """
-
-    accuracy: float
-    seconds: float
-    stopped: bool
-    note: str = ""
 
 
 class TrainedEvaluator:
@@ -68,7 +52,7 @@ class TrainedEvaluator:
 
     Attributes:
         evaluations: how many evaluations were asked for, remembered ones included.
-        seconds: time spent on the ones that were not remembered.
+        answers: those that are known, with the cache.
     """
 
     def __init__(
@@ -92,15 +76,11 @@ class TrainedEvaluator:
         self.subject = subject if workers == 1 else replace(subject, graphs="off")
         self.recipe = recipe
         self.seed = int(seed)
-        self.cache = cache
         self.workers = workers
         self.reuse = reuse
         self.stopping = stopping
         self.evaluations = 0
-        self.seconds = 0.0
-        self._remembered: dict[bytes, float] = {}
-        self._estimated: dict[bytes, float] = {}  # of policies that were given up
-        self._best = -math.inf
+        self.answers = Answers(cache, races=stopping is not None)
         self._workers: Workers | None = None
         self._bench: Bench | None = None
         self._graphs: Together | None = None
@@ -108,6 +88,16 @@ class TrainedEvaluator:
         survive_forks()
         if subject.device != "cpu":
             check_device(subject.device)  # a wrong one is an error now, not at the first evaluation
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on evaluations that nobody remembered."""
+        return self.answers.seconds
+
+    @property
+    def cache(self) -> EvaluationCache | None:
+        """Answers of other processes and earlier runs."""
+        return self.answers.cache
 
     @property
     def float_accuracy(self) -> float:
@@ -123,10 +113,10 @@ class TrainedEvaluator:
             InputError: wrong shape, or bits that this quantizer does not define.
         """
         bits = as_bits(bits, len(self.subject.layers))
-        key = _key(bits)
+        key = key_of(bits)
         self.evaluations += 1
-        known = self._recall(key)
-        return self._keep(bits, key, self.measure(bits, self._best)) if known is None else known
+        known = self.answers.recall(key, self._address)
+        return self._keep(key, self.measure(bits, self.answers.best)) if known is None else known
 
     def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
         """Measure policies, int64 [N, L, 2], as `evaluate_each` does, and wait for all of them."""
@@ -146,18 +136,18 @@ class TrainedEvaluator:
             WorkerError: a worker process ended; answers that had arrived are remembered.
         """
         batch = [as_bits(bits, len(self.subject.layers)) for bits in policies]
-        keys = [_key(bits) for bits in batch]
+        keys = [key_of(bits) for bits in batch]
         which = dict(zip(keys, batch, strict=True))
-        found = {key: self._recall(key) for key in which}
+        found = {key: self.answers.recall(key, self._address) for key in which}
         missing = [key for key, known in found.items() if known is None]
         if len(missing) > 1 and self._shares:  # policies that begin alike follow each other
             missing.sort()
         for key in missing:
             self.bench.network.set_policy(which[key])  # a wrong one is an error now
         self.evaluations += len(batch)
-        return self._answers(keys, found, self._measure([which[key] for key in missing]), missing)
+        return self._in_order(keys, found, self._measure([which[key] for key in missing]), missing)
 
-    def _answers(
+    def _in_order(
         self,
         keys: Sequence[bytes],
         found: dict[bytes, Evaluation | None],
@@ -169,10 +159,9 @@ class TrainedEvaluator:
         for key in keys:
             while (result := found[key]) is None:
                 arrived, answer = next(coming)
-                bits = np.frombuffer(arrived, dtype=np.uint8).astype(np.int64).reshape(-1, 2)
-                found[arrived] = self._keep(bits, arrived, answer)
+                found[arrived] = self._keep(arrived, answer)
             yield result
-            found[key] = self._recall(key)
+            found[key] = self.answers.recall(key, self._address)
 
     @property
     def _shares(self) -> bool:
@@ -215,10 +204,7 @@ class TrainedEvaluator:
 
         With early stopping, one that is below the best may be an estimate, and counts as one.
         """
-        if self.stopping is not None and accuracy < self._best:
-            self._estimated[_key(bits)] = accuracy
-        else:
-            self._know(_key(bits), accuracy)
+        self.answers.remember(key_of(as_bits(bits, len(self.subject.layers))), accuracy)
 
     def close(self) -> None:
         """End the worker processes, if there are any; the next batch would start new ones."""
@@ -262,37 +248,12 @@ class TrainedEvaluator:
         with own_modes(), one_thread() if self.workers > 1 else nullcontext():
             yield
 
-    def _recall(self, key: bytes) -> Evaluation | None:
-        """Return the answer to a policy that was measured before."""
-        if key in self._remembered:
-            return Evaluation(self._remembered[key], cache_hit=True)
-        if key in self._estimated:
-            return Evaluation(self._estimated[key], cache_hit=True, stopped_early=True)
-        found = None if self.cache is None else self.cache.get(self._address(key))
-        if found is None:
-            return None
-        self._know(key, found)
-        return Evaluation(found, cache_hit=True)
-
-    def _keep(self, bits: Bits, key: bytes, answer: Answer) -> Evaluation:
-        """Remember an answer; only one that is no estimate goes to the cache."""
-        accuracy, seconds, stopped, note = answer
-        self.seconds += seconds
-        if stopped:
-            self._estimated[key] = accuracy
-            return Evaluation(accuracy, seconds, stopped_early=True, note=note)
-        if self.cache is not None:
-            accuracy = self.cache.put(self._address(key), accuracy, seconds, bits, self._origin())
-        self._know(key, accuracy)
-        return Evaluation(accuracy, seconds, note=note)
-
-    def _know(self, key: bytes, accuracy: float) -> None:
-        self._remembered[key] = accuracy
-        self._best = max(self._best, accuracy)
+    def _keep(self, key: bytes, answer: Answer) -> Evaluation:
+        return self.answers.keep(key, answer, self._address, self._origin())
 
     def _measure(self, policies: list[Bits]) -> Iterable[Answer]:
         """Yield the answers to policies, measured here or by workers."""
-        best = self._best
+        best = self.answers.best
         if self.workers == 1 or len(policies) < 2:
             if len(policies) > 1 and self._shares:
                 with self._alone():
@@ -337,27 +298,32 @@ class TrainedEvaluator:
         seconds = (time.perf_counter() - start) / len(policies)
         return [Answer(each, seconds, False, self.bench.paths.note) for each in found]
 
+    @property
+    def arithmetic(self) -> tuple[str, ...]:
+        """What decides the last digits of sums besides the machine, for addresses in a cache."""
+        from haq_env.evaluation.fingerprint import STEPS
+
+        path = self.bench.paths.name
+        found = ((f"steps {STEPS}",) if self.recipe.steps else ()) + (path,) * (path != "float")
+        return (*found, "CUDA graphs") if self._together.most > 0 else found
+
     def _address(self, key: bytes) -> str:
         """Return where the cache keeps a policy; everything but the policy is read only once."""
         import torch
 
-        from haq_env.evaluation.fingerprint import STEPS, digest, fingerprint
+        from haq_env.evaluation.fingerprint import digest, fingerprint
 
-        graphs = self._together.most > 0
-        kind = torch.get_num_threads(), graphs  # a forked process has another number of threads
+        # a forked process has another number of threads
+        kind = torch.get_num_threads(), self._together.most > 0
         if kind not in self._fingerprints:
-            bench = self.bench
             settings: tuple[object, ...] = (self.subject.clip, self.recipe, self.seed)
             if self.stopping is not None:  # what survives is measured in another order
                 settings += (self.stopping,)
-            if self.recipe.steps:
-                settings += (f"steps {STEPS}",)
-            if bench.paths.name != "float":  # exact sums can move an image
-                settings += (bench.paths.name,)
-            if graphs:  # kernels may be others
-                settings += ("CUDA graphs",)
+            settings += self.arithmetic
             with self._alone():
-                self._fingerprints[kind] = fingerprint(bench.network, bench.images, settings)
+                self._fingerprints[kind] = fingerprint(
+                    self.bench.network, self.bench.images, settings
+                )
         return digest([(self._fingerprints[kind], key)])
 
     def _origin(self) -> Origin:
@@ -377,7 +343,3 @@ class TrainedEvaluator:
         # the fingerprint is of the bench and of this process
         nothing = {"_bench": None, "_graphs": None, "_workers": None}
         return {**self.__dict__, **nothing, "_fingerprints": {}}
-
-
-def _key(bits: Bits) -> bytes:
-    return bits.astype(np.uint8).tobytes()

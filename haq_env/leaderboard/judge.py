@@ -110,7 +110,7 @@ class _Judge:
             return evaluator.final(bits, evaluator.recipe, seed, ("test",))["test"]
         if not self._address:
             images = {**evaluator.bench.images, "val": evaluator.bench.images["test"]}
-            settings = ("test", evaluator.subject.clip, evaluator.recipe)
+            settings = ("test", evaluator.subject.clip, evaluator.recipe, *evaluator.arithmetic)
             self._address = fingerprint(evaluator.bench.network, images, settings)
         key = digest([(f"{self._address} {seed}", bits.tobytes())])
         known = cache.get(key)
