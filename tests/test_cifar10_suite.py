@@ -14,16 +14,17 @@ from haq_env.data.store import cache_folder
 from haq_env.errors import InputError
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard.judge import Question, measure_all
-from haq_env.leaderboard.protocol import CIFAR10, TRACKS, Cell, find_track
+from haq_env.leaderboard.protocol import CIFAR10, TRACKS, Cell, Track, find_track
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.suites import by_suite
 from haq_env.leaderboard.sweep import cells_of
 from haq_env.leaderboard.table import markdown
+from haq_env.quantization.integer import IntegerProgram, Unsupported
 
 NAMES = tuple(name for name, track in TRACKS.items() if track.suite == CIFAR10)
 EDGE = "cifar10-bismo-edge-w4a2"
-OTHERS = "is about the original images of cifar10, and those on this machine are others"
+OTHERS = "is about the original images of cifar10, and those in "
 
 
 @pytest.fixture
@@ -33,8 +34,8 @@ def other_images(tmp_path, monkeypatch):
     home.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        records = rng.integers(0, 256, (10_000, 3073), dtype=np.uint8)
-        records[:, 0] = np.arange(10_000) % len(CLASSES)
+        records = rng.integers(0, 256, (1_500, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(1_500) % len(CLASSES)
         records.tofile(home / f"{name}.bin")
     monkeypatch.setenv("HAQ_ENV_DATA", str(tmp_path))
     yield tmp_path
@@ -46,11 +47,24 @@ def test_a_run_and_a_verification_on_other_images_are_refused(other_images, monk
         raise AssertionError("a policy was measured")
 
     monkeypatch.setattr(TrainedEvaluator, "evaluate", never)
-    with pytest.raises(InputError, match=re.escape(f"track {EDGE} {OTHERS}.")):
+    with pytest.raises(InputError, match=re.escape(f"track {EDGE} {OTHERS}")):
         run_cell(find_track(EDGE), Cell(EDGE, "random", 0, 2), other_images / "runs")
     question = Question(EDGE, "4" * 28, "2" * 28, fresh=False)
     with pytest.raises(InputError, match=OTHERS):
         list(measure_all([question], None, 1))
+
+
+def test_a_machine_without_integer_kernels_is_told_so(tmp_path, monkeypatch):
+    def none(*_: object) -> None:
+        raise Unsupported("no kernels here")
+
+    track = Track("integers", {"evaluator": "ptq_bn", "inference": "int8"})
+    cell = Cell("integers", "random", 0, 1)
+    assert run_cell(track, cell, tmp_path).evaluations == 1
+    monkeypatch.setattr(IntegerProgram, "of", none)
+    complaint = "track integers is about accuracies on integer kernels, .* no kernels here"
+    with pytest.raises(InputError, match=complaint), pytest.warns(RuntimeWarning):
+        run_cell(track, cell, tmp_path)
 
 
 def test_costs_budgets_and_tables_need_no_images(tmp_path, monkeypatch):

@@ -247,6 +247,9 @@ def test_original_files_hold_out_the_images_that_numbered_image_files_hold_out(f
         (lambda file: file.write_bytes(file.read_bytes()[:-7]), "data_batch_2.bin is cut off"),
         (lambda file: file.write_bytes(file.read_bytes()[:-3073]), "only in part"),
         (lambda file: file.write_bytes(b"\xff" * 3073), "has the label 255: it is not CIFAR-10"),
+        (lambda file: file.write_bytes(bytes(30_730_000)), "data_batch_2.bin is damaged"),
+        (lambda file: (file.unlink(), file.mkdir()), "data_batch_2.bin cannot be read: Is a dir"),
+        (lambda file: (file.unlink(), file.symlink_to("no")), "data_batch_2.bin cannot be read"),
     ],
 )
 def test_a_damaged_file_of_the_originals_is_refused(folder, tmp_path, spoil, message):

@@ -31,11 +31,12 @@ from haq_env.leaderboard.protocol import (
     checkpoints,
     find_track,
 )
+from haq_env.leaderboard.published import check_published
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.submission import Manifest, read_submission, write_submission
 from haq_env.leaderboard.verified import Scored, Verified
-from haq_env.leaderboard.verify import Choice, check_published, verify
+from haq_env.leaderboard.verify import Choice, verify
 from haq_env.policy import from_digits, to_digits
 
 TRACK = "digits-bismo-edge-w3a2"
@@ -147,14 +148,14 @@ def test_a_sample_is_drawn_by_its_seed(submitted, choice):
 def test_published_numbers_that_do_not_come_out_again_are_refused(submitted, choice):
     submission = read_submission(submitted)
     _, fine = verify(submission, choice)
-    assert not any(v.problems for v in verify(submission, choice, published=fine)[0])
+    assert not any(v.reasons for v in verify(submission, choice, published=fine)[0])
     better = {p: replace(p, test=tuple(a + 2 for a in p.test)) for p in fine.policies}
     runs = [replace(r, steps=tuple((k, better[p]) for k, p in r.steps)) for r in fine.runs]
     forged = replace(fine, policies=tuple(better.values()), runs=tuple(runs))
     verdicts, _ = verify(submission, choice, published=forged)
     assert all("do not come out again" in str(verdict) for verdict in verdicts)
     verdicts, _ = verify(submission, choice, published=replace(fine, runs=fine.runs[:1]))
-    assert [len(verdict.problems) for verdict in verdicts] == [0, 1]
+    assert [len(verdict.reasons) for verdict in verdicts] == [0, 1]
 
 
 # -- what is refused ---------------------------------------------------------------------------
@@ -515,14 +516,53 @@ def test_what_is_told_of_a_submission_is_what_its_manifest_says(submitted, choic
         check_published(submission, replace(found, **told))
 
 
-def test_a_policy_has_one_score_whoever_found_it_and_wherever_it_was_verified(submitted, choice):
+@pytest.mark.parametrize("change", [{"test": (1.0, 2.0, 3.0)}, {"accuracy": 3.0}])
+def test_a_policy_of_two_submissions_has_the_same_numbers_in_both(submitted, choice, change):
     _, found = verify(read_submission(submitted), choice)
     old = found.runs[0].steps[0][1]
-    elsewhere = with_policy(found, old, replace(old, test=tuple(a - 0.2 for a in old.test)))
-    other = replace(elsewhere, name="zzz", title="Another one")
-    standings = Standings([found, other])
-    for runs in standings.entries.values():
-        assert {run.steps[0][1].test for run in runs} == {old.test}
+    other = replace(found, name="zzz", title="Another one")
+    assert Standings([found, other]).anchors == Standings([found]).anchors
+    forged = with_policy(other, old, replace(old, **change))
+    with pytest.raises(
+        InputError, match=rf"{found.name} and zzz have other numbers for one policy"
+    ):
+        Standings([found, forged])
+
+
+def test_a_winner_of_a_checkpoint_that_was_made_up_does_not_come_out(submitted, choice, capsys):
+    _, found = verify(read_submission(submitted), choice)
+    run = next(run for run in found.runs if run.cell.method == "evolution")
+    best = run.best_after(5)
+    second = max((p for _, p in run.steps if p is not best), key=lambda policy: policy.accuracy)
+    lost = replace(best, accuracy=second.accuracy - 0.1, test=())
+    crowned = replace(second, test=(99.0, 99.0, 99.0))  # nobody has measured that
+    forged = with_policy(with_policy(found, best, lost), second, crowned)
+    check_published(read_submission(submitted), forged)
+    forged.save(submitted / "verified.json")
+    assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) > 0
+    assert "do not come out again" in capsys.readouterr().out
+
+
+def test_a_fine_run_that_is_published_as_refused_is_a_failure(submitted, choice, capsys):
+    _, found = verify(read_submission(submitted), choice)
+    cell = found.runs[0].cell
+    kept = found.runs[1:]
+    used = {policy for run in kept for _, policy in run.steps}
+    policies = tuple(policy for policy in found.policies if policy in used)
+    excuse = (f"refused: {cell}; its accuracy",)
+    forged = replace(found, runs=kept, policies=policies, refused=excuse)
+    forged.save(submitted / "verified.json")
+    assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) == 1
+    assert "it is published as refused, and nothing is wrong with it" in capsys.readouterr().out
+
+
+def test_numbers_from_another_arithmetic_are_said_to_be_held_against_less(
+    submitted, choice, capsys
+):
+    _, found = verify(read_submission(submitted), choice)
+    replace(found, arithmetic="0123456789abcdef").save(submitted / "verified.json")
+    assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) == 0
+    assert "within 12 points, and scores within 5" in capsys.readouterr().out
 
 
 def test_what_nobody_has_verified_is_left_out_of_a_report_and_said(
@@ -569,7 +609,7 @@ def test_published_numbers_of_another_machine_are_held_against_scores(submitted,
         far = with_policy(fine, old, replace(old, test=tuple(a - points for a in old.test)))
         far = replace(far, arithmetic="0123456789abcdef")
         verdicts, _ = verify(submission, choice, published=far)
-        assert any(verdict.problems for verdict in verdicts) == problem
+        assert any(verdict.reasons for verdict in verdicts) == problem
 
 
 def test_a_run_that_was_refused_when_published_is_no_new_failure(submitted, choice, capsys):

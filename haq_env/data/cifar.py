@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import md5
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _BATCHES = "cifar-10-batches-py"  # torchvision's folder
 _BINARY = "cifar-10-batches-bin"  # the authors' version for C programs
 _RECORD = 1 + 3 * 32 * 32  # bytes: a label and three planes
+_WHOLE = 10_000 * _RECORD  # bytes of a file; smaller ones are somebody's sample
+_MD5 = {
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
 _LOCK = "download.lock"
 
 
@@ -55,7 +65,7 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
         _download(folder)
     kind = _kind(folder)
     if kind in ("torchvision", "binary"):
-        paths = sorted((folder / (_BATCHES if kind == "torchvision" else _BINARY)).iterdir())
+        paths = sorted((folder / (_BATCHES if kind == "torchvision" else _BINARY)).glob("*batch*"))
         state: Any = [_stamp(path) for path in paths]
     elif kind == "archive":
         paths = [_archive(folder, part) for part in ("train", "test")]
@@ -173,7 +183,10 @@ def _cut(
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:  # a link to nothing
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     return path.name, status.st_size, status.st_mtime_ns
 
 
@@ -182,7 +195,7 @@ def _torchvision(folder: Path, *, train: bool) -> tuple[NDArray[np.uint8], NDArr
 
     try:
         raw = CIFAR10(str(folder), train=train, download=False)  # opens nothing but what it knows
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise InputError(
             f"{folder / _BATCHES} is damaged or not complete: remove it, and it is downloaded anew."
         ) from error
@@ -193,13 +206,18 @@ def _binary(folder: Path, *, train: bool) -> tuple[NDArray[np.uint8], NDArray[np
     names = [f"data_batch_{number}.bin" for number in range(1, 6)] if train else ["test_batch.bin"]
     records = []
     for path in [folder / _BINARY / name for name in names]:
-        raw = np.fromfile(path, np.uint8) if path.exists() else np.empty(0, np.uint8)
-        if not len(raw) or len(raw) % _RECORD:
-            raise InputError(
-                f"{path} {'is cut off' if len(raw) else 'is missing or empty'}: "
-                "extract the archive again."
-            )
-        records.append(raw.reshape(-1, _RECORD))
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            raw = b""
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        damage = "is cut off" if len(raw) % _RECORD else "" if raw else "is missing or empty"
+        if len(raw) == _WHOLE and md5(raw).hexdigest() != _MD5[path.name]:
+            damage = "is damaged"  # its MD5 is not that of the authors' file
+        if damage:
+            raise InputError(f"{path} {damage}: extract the archive again.")
+        records.append(np.frombuffer(raw, np.uint8).reshape(-1, _RECORD))
     every = np.concatenate(records)
     labels = every[:, 0].astype(np.int64)
     if labels.max() >= len(CLASSES):
@@ -219,7 +237,7 @@ def _download(folder: Path) -> None:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise InputError(
-            f"CIFAR-10 cannot be downloaded to {folder} ({reason}). Give the images that you have: "
-            "dataset='cifar10:FOLDER', with train.tar.gz and test.tar.gz or the folders train and "
-            "test in it."
+            f"CIFAR-10 cannot be downloaded to {folder} ({reason}). Put {_BATCHES} or {_BINARY} "
+            "there, or give the images that you have: dataset='cifar10:FOLDER', with train.tar.gz "
+            "and test.tar.gz or the folders train and test in it."
         ) from error

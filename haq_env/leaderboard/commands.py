@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +19,9 @@ from haq_env.data.store import cache_folder
 from haq_env.errors import InputError
 from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Outcome, find_track
 from haq_env.versions import processor, versions
+
+if TYPE_CHECKING:
+    from haq_env.leaderboard.verified import Verified
 
 MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
 SUBMISSIONS = Path("benchmarks/submissions")
@@ -136,9 +139,11 @@ class Verify:
         return MOST_FAILURES + 1 if broken else min(failures, MOST_FAILURES)
 
     def _one(self, folder: Path, console: Console) -> int:
+        from haq_env.leaderboard.arithmetic import OTHER, arithmetic
+        from haq_env.leaderboard.published import check_published
         from haq_env.leaderboard.submission import read_submission
         from haq_env.leaderboard.verified import FILE, Verified
-        from haq_env.leaderboard.verify import Choice, check_published, verify
+        from haq_env.leaderboard.verify import Choice, verify
 
         def say(line: str) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -177,11 +182,17 @@ class Verify:
         fine = None if published is None else {run.cell for run in published.runs}
         refused = failures = 0
         for verdict in verdicts:
-            again = fine is not None and verdict.cell not in fine
-            say(f"{verdict}{' (as it is published)' if verdict.problems and again else ''}")
-            refused += bool(verdict.problems)
-            failures += bool(verdict.problems) and not again
+            wrong = bool(verdict.reasons)
+            again = bool(verdict.problems) and fine is not None and verdict.cell not in fine
+            say(f"{verdict}{' (as it is published)' if again else ''}")
+            refused += wrong
+            failures += wrong and not again
         say(f"{folder}: {len(verdicts)} runs executed again, {refused} refused")
+        if published is not None and published.arithmetic != arithmetic():
+            say(
+                f"{FILE} is from another arithmetic: measurements were held against it within "
+                f"{OTHER.single:g} points, and scores within {OTHER.score:g}"
+            )
         if not read_only:
             found.save(folder / FILE)
             say(f"Written: {folder / FILE}")
@@ -194,8 +205,8 @@ class Report:
 
     folders: Folders = ()
     out: Path = REPORT
-    """Folder of README.md, index.html and curves.csv; those of the suite transfer are in its
-    folder transfer."""
+    """Folder of README.md, index.html and curves.csv; those of the suites transfer and cifar10
+    are in folders of their names."""
     tensorboard: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Also write the curves for TensorBoard."""
 
@@ -204,31 +215,19 @@ class Report:
         from haq_env.files import replace_file, writing
         from haq_env.leaderboard.curves import curves
         from haq_env.leaderboard.page import page
+        from haq_env.leaderboard.protocol import SUITES
         from haq_env.leaderboard.standings import Standings
-        from haq_env.leaderboard.submission import read_submission
         from haq_env.leaderboard.suites import by_suite
         from haq_env.leaderboard.table import markdown
-        from haq_env.leaderboard.verified import FILE, Verified, load_all
-        from haq_env.leaderboard.verify import check_published
         from haq_env.report.runs import write_csv
 
-        folders = []
-        for folder in submissions(self.folders):
-            if (folder / FILE).exists():
-                folders.append(folder)
-            elif self.folders:
-                raise InputError(f"{folder} has no {FILE}: verify it first.")
-            else:
-                console.print(f"left out: {folder}, which nobody has verified", highlight=False)
-        verified = load_all(folders)
-        for folder in folders:
-            try:
-                check_published(read_submission(folder), Verified.load(folder / FILE))
-            except InputError as error:
-                raise InputError(f"{folder}: {error}") from error
-        parts = by_suite(verified)
+        parts = by_suite(self._verified(console))
         if not parts:
             raise InputError("there is no verified run.")
+        for suite in SUITES.values():
+            stale = self.out / suite.folder / "README.md"
+            if suite not in parts and stale.exists():
+                raise InputError(f"{stale} is a table that no verified run is for: remove it.")
         runs, texts = {}, {}
         for suite, part in parts.items():
             standings, folder = Standings(part), self.out / suite.folder
@@ -252,6 +251,28 @@ class Report:
         for file in files:
             console.print(f"Written: {file}", highlight=False, markup=False)
         return 0
+
+    def _verified(self, console: Console) -> list[Verified]:
+        """Read verified numbers that are of the submissions as they stand."""
+        from haq_env.leaderboard.published import check_published
+        from haq_env.leaderboard.submission import read_submission
+        from haq_env.leaderboard.verified import FILE, Verified, load_all
+
+        folders = []
+        for folder in submissions(self.folders):
+            if (folder / FILE).exists():
+                folders.append(folder)
+            elif self.folders:
+                raise InputError(f"{folder} has no {FILE}: verify it first.")
+            else:
+                console.print(f"left out: {folder}, which nobody has verified", highlight=False)
+        found = load_all(folders)
+        for folder in folders:
+            try:
+                check_published(read_submission(folder), Verified.load(folder / FILE))
+            except InputError as error:
+                raise InputError(f"{folder}: {error}") from error
+        return found
 
 
 def chosen(

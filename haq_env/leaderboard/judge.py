@@ -84,7 +84,9 @@ def _measure(question: Question, cache: Path | None) -> tuple[float, ...]:
 def _judge(track: str, cache: Path | None) -> _Judge:
     found = find_track(track)
     found.check_images()
-    return _Judge(found.task(cache=cache))
+    task = found.task(cache=cache)
+    found.check_kernels(task)
+    return _Judge(task)
 
 
 class _Judge:

@@ -108,10 +108,10 @@ def _standings(rows: Sequence[Standing]) -> str:
 
 
 def _submissions(submissions: Sequence[Verified]) -> str:
-    numbers = ("runs", "refused", "hours (declared)")
+    numbers = ("runs", "refused", "hours of the whole submission (declared)")
     names = (
         *("submission", "authors", "runs", "refused", "code", "environment changed"),
-        *("hardware (declared)", "hours (declared)"),
+        *("hardware (declared)", "hours of the whole submission (declared)"),
     )
     body = []
     for each in sorted(submissions, key=lambda each: each.name):

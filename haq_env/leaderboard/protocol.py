@@ -88,12 +88,31 @@ class Track:
         if not self.images:
             return
         from haq_env.data import load_dataset
+        from haq_env.data.store import cache_folder
 
         data = load_dataset(self.settings["dataset"])
         if data.digest() != self.images:
             raise InputError(
-                f"track {self.name} is about the original images of {data.name}, and those on this "
-                f"machine are others{f' ({data.note})' if data.note else ''}."
+                f"track {self.name} is about the original images of {data.name}, and those in "
+                f"{cache_folder() / data.name} are others{f' ({data.note})' if data.note else ''}: "
+                "put cifar-10-batches-py or cifar-10-batches-bin there, or nothing, and they are "
+                f"downloaded. If they are there, remove {cache_folder() / 'decoded'}."
+            )
+
+    def check_kernels(self, task: Task) -> None:
+        """See that accuracies are measured with the arithmetic that the track is about.
+
+        Args:
+            task: the track's, as it was built here; its network is loaded.
+
+        Raises:
+            InputError: it is about integer kernels, and floating point serves in their place.
+        """
+        paths = getattr(getattr(task.evaluator, "bench", None), "paths", None)
+        if paths is not None and self.settings.get("inference") not in (None, paths.name):
+            raise InputError(
+                f"track {self.name} is about accuracies on integer kernels, and on this machine "
+                f"there is only {paths.note or 'floating point'}."
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

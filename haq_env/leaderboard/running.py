@@ -59,7 +59,7 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
 
     Raises:
         InputError: there is no such method on this track, the track cannot be built, or this
-            machine has other images than it is about.
+            machine has other images than it is about, or no integer kernels where it is about them.
         RuntimeError: the method measured more policies than it was allowed.
     """
     from haq_env.evaluation.batch import one_thread
@@ -69,6 +69,7 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
     track.check_images()
     with one_thread():  # answers of one and of two threads may differ in their last digits
         task = track.task(cache=folder / CACHE)
+        track.check_kernels(task)
         task.float_accuracy  # noqa: B018  # loads network and images, which is no part of a search
         start = time.perf_counter()
         history = search(task, cell.evaluations, cell.seed)

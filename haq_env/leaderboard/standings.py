@@ -22,7 +22,7 @@ from haq_env.report import estimates
 from haq_env.report.estimates import Array, Estimate
 
 BASELINE = "random"
-OWN = ("baselines", "transfer")  # names of this package's own submissions with that
+OWN = ("baselines", "transfer", "cifar10", "agents", "more")  # this package's own submissions
 LEVELS = (0.5, 0.9)  # scores that runs are expected to reach
 
 
@@ -116,12 +116,13 @@ class Standings:
     ) -> None:
         self._draw: dict[str, Any] = {"repetitions": repetitions, "seed": seed}
         _same_arithmetic(submissions)
-        self.entries, self._titles = _entries(submissions)
+        self.entries, self._titles, baselines = _entries(submissions)
         if not self.entries:
             raise InputError("there is no verified run.")
-        # with a submission's name where others have a `random` too
-        ours = (BASELINE, *(f"{BASELINE} ({name})" for name in OWN))
-        self._baseline = next((name for name in ours if name in self.entries), None)
+        ours = [baselines[name] for name in OWN if name in baselines]
+        if not ours and not any(each.name in OWN for each in submissions):
+            ours = list(baselines.values())  # a report on runs of somebody's own
+        self._baseline = ours[0] if ours else None
         every = [run for runs in self.entries.values() for run in runs]
         self.suite = _one_suite(every)
         self._seeds: dict[tuple[str, str], set[int]] = {}
@@ -286,14 +287,24 @@ def _same_arithmetic(submissions: Sequence[Verified]) -> None:
 def _policies(submissions: Sequence[Verified]) -> dict[tuple[str, str, str], Scored]:
     """Give every policy one score, whoever has found it.
 
-    What was verified with one arithmetic agrees, unless somebody has brought numbers along. Those
-    of `OWN` are taken before others, then those of the first name; ones with test accuracies
-    before ones without.
+    What was verified with one arithmetic agrees to the last digit; test accuracies may be missing
+    where no run of a submission needs them.
+
+    Raises:
+        InputError: two submissions have other numbers for one policy.
     """
     known: dict[tuple[str, str, str], Scored] = {}
-    for each in sorted(submissions, key=lambda each: (each.name not in OWN, each.name)):
+    source: dict[tuple[str, str, str], str] = {}
+    for each in sorted(submissions, key=lambda each: each.name):
         for policy in (policy for run in each.runs for _, policy in run.steps):
             first = known.setdefault(_key(policy), policy)
+            name = source.setdefault(_key(policy), each.name)
+            tests = first.test or policy.test, policy.test or first.test
+            if policy.accuracy != first.accuracy or tests[0] != tests[1]:
+                raise InputError(
+                    f"{name} and {each.name} have other numbers for one policy of {policy.track} "
+                    f"(weights {policy.w_bits}): verify both of them again."
+                )
             if policy.test and not first.test:
                 known[_key(policy)] = policy
     return known
@@ -305,8 +316,8 @@ def _key(policy: Scored) -> tuple[str, str, str]:
 
 def _entries(
     submissions: Sequence[Verified],
-) -> tuple[dict[str, list[VerifiedRun]], dict[str, str]]:
-    """Gather runs by entry, and the titles of the submissions that entries are from."""
+) -> tuple[dict[str, list[VerifiedRun]], dict[str, str], dict[str, str]]:
+    """Gather runs by entry, titles of submissions by entry, and `BASELINE`s by submission."""
     ordered = sorted(submissions, key=lambda each: each.name)
     known = _policies(submissions)
     owners: dict[str, list[str]] = {}
@@ -314,7 +325,7 @@ def _entries(
         for method in sorted({run.cell.method for run in each.runs}):
             owners.setdefault(method, []).append(each.name)
     entries: dict[str, list[VerifiedRun]] = {}
-    titles = {}
+    titles, baselines = {}, {}
     for each in ordered:
         for run in sorted(each.runs, key=lambda run: (run.cell.track, run.cell.seed)):
             if run.cell.seed not in SEEDS:
@@ -324,4 +335,6 @@ def _entries(
             same = tuple((number, known[_key(policy)]) for number, policy in run.steps)
             entries.setdefault(name, []).append(replace(run, steps=same))
             titles[name] = each.title
-    return dict(sorted(entries.items())), titles
+            if method == BASELINE:
+                baselines[each.name] = name
+    return dict(sorted(entries.items())), titles, baselines

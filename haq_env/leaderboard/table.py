@@ -127,7 +127,7 @@ def _tracks(found: Standings) -> list[str]:
 
 def _submissions(submissions: Sequence[Verified]) -> list[str]:
     head = ["submission", "authors", "title", "runs", "refused", "code", "environment changed"]
-    head += ["hardware (declared)", "hours (declared)"]
+    head += ["hardware (declared)", "hours of the whole submission (declared)"]
     rows = [
         [
             each.name,

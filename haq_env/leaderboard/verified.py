@@ -65,10 +65,12 @@ class Scored:
         return float(np.mean(self.test))
 
     def agrees(self, other: Scored, tolerance: Tolerance) -> bool:
-        """Say whether accuracies that both have differ by so little, and no cost."""
-        pairs = [(self.accuracy, other.accuracy), *zip(self.test, other.test, strict=False)]
+        """Say whether both have the same accuracies that differ by so little, and no cost."""
+        if len(self.test) != len(other.test):
+            return False
+        pairs = [(self.accuracy, other.accuracy), *zip(self.test, other.test, strict=True)]
         near = all(abs(ours - theirs) <= tolerance.single for ours, theirs in pairs)
-        if self.test and other.test:
+        if self.test:
             near &= abs(self.score - other.score) <= tolerance.score
         return near and bool(
             np.isclose(self.cost, other.cost, rtol=1e-9)

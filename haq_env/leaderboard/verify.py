@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +10,14 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.leaderboard.arithmetic import arithmetic, tolerance
+from haq_env.leaderboard.claims import wrong_at_once
 from haq_env.leaderboard.judge import Question, measure_all
 from haq_env.leaderboard.protocol import Cell, Outcome, Step, find_track
+from haq_env.leaderboard.published import differences
 from haq_env.leaderboard.submission import Claim, Submission
 from haq_env.leaderboard.verified import Key, Scored, Verified, VerifiedRun
 from haq_env.policy import from_digits
 from haq_env.task import Task
-
-COST_TOLERANCE = 1e-9  # relative: costs are sums of a table, and the sum may be in another order
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,21 @@ class Verdict:
     Attributes:
         cell: the run.
         problems: why it is refused, one sentence each; empty if it is as it was claimed.
+        differences: what is published of it and does not come out again, likewise.
     """
 
     cell: Cell
     problems: tuple[str, ...]
+    differences: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Everything that is wrong."""
+        return self.problems + self.differences
 
     def __str__(self) -> str:
-        mark = "refused" if self.problems else "fine"
-        return f"{mark}: {self.cell}" + "".join(f"; {problem}" for problem in self.problems)
+        mark = "refused" if self.reasons else "fine"
+        return f"{mark}: {self.cell}" + "".join(f"; {reason}" for reason in self.reasons)
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,7 @@ def verify(
     choice = Choice() if choice is None else choice
     claims = choice.of(submission.claims)
     tasks = {track: find_track(track).task() for track in sorted(_tracks(claims))}
-    problems = {
-        claim.outcome.cell: _at_once(claim, tasks[claim.outcome.cell.track]) for claim in claims
-    }
+    problems = {c.outcome.cell: wrong_at_once(c, tasks[c.outcome.cell.track]) for c in claims}
     fine = [claim for claim in claims if not problems[claim.outcome.cell]]
     keys = sorted({_key(c.outcome.cell, step) for c in fine for step in c.outcome.steps})
     held_out = _ask(keys, False, choice, progress)
@@ -107,14 +111,17 @@ def verify(
     for claim in fine:
         problems[claim.outcome.cell] += _executed(claim, policies)
     passed = [claim.outcome for claim in fine if not problems[claim.outcome.cell]]
-    keys = sorted({policy.key for outcome in passed for policy in _run(outcome, policies).scored})
-    for key, test in _ask(keys, True, choice, progress).items():
+    fresh = {policy.key for outcome in passed for policy in _run(outcome, policies).scored}
+    if published is not None:  # what is published is looked at, whatever it is published for
+        told = {policy.key for policy in published.policies if policy.test}
+        fresh |= told & {_key(o.cell, step) for o in passed for step in o.steps}
+    for key, test in _ask(sorted(fresh), True, choice, progress).items():
         policies[key] = replace(policies[key], test=test)
     runs = {outcome.cell: _run(outcome, policies) for outcome in passed}
-    if published is not None:
-        for cell, reasons in _differences(runs.values(), published).items():
-            problems[cell] += reasons
-    verdicts = [Verdict(cell, tuple(problems[cell])) for cell in problems]
+    others = {} if published is None else differences(runs.values(), published)
+    verdicts = [
+        Verdict(cell, tuple(problems[cell]), tuple(others.get(cell, ()))) for cell in problems
+    ]
     return verdicts, _verified(submission, runs.values(), verdicts)
 
 
@@ -129,114 +136,12 @@ def _ask(
     return found
 
 
-def check_published(submission: Submission, published: Verified) -> None:
-    """See that verified numbers are of a submission as it stands; nothing is executed.
-
-    Whoever writes a submission may write this file too. Every submitted run must be in it or be
-    refused in it, what it says of runs must be what was submitted, policies must be allowed, and
-    costs must be theirs; only the accuracies are then left to be executed.
-
-    Raises:
-        InputError: they are of another submission, a run in them is not the submitted one, or a
-            cost is wrong.
-    """
-    about = submission.manifest
-    if published.digests != submission.digests:
-        raise InputError("it was made from other files than those beside it: verify them again.")
-    theirs = (published.name, published.title, published.authors, published.code)
-    told = (published.environment_changed, published.hardware, published.seconds)
-    if theirs != (submission.name, about.title, about.authors, about.code) or (
-        told != (about.environment_changed, about.hardware, about.seconds)
-    ):
-        raise InputError("it names another submission: verify it again.")
-    claimed = {claim.outcome.cell: claim.outcome for claim in submission.claims}
-    scored = {policy.key for run in published.runs for policy in run.scored}
-    for run in published.runs:
-        outcome = claimed.get(run.cell)
-        if (
-            outcome is None
-            or (run.evaluations, run.charge) != (outcome.evaluations, outcome.charge)
-            or (run.repeats, run.seconds) != (outcome.repeats, outcome.seconds)
-            or [(number, each.w_bits, each.a_bits) for number, each in run.steps]
-            != [(step.evaluation, step.w_bits, step.a_bits) for step in outcome.steps]
-            # a score of a policy that no run needs would be compared with nothing
-            or any(bool(each.test) != (each.key in scored) for _, each in run.steps)
-        ):
-            raise InputError(f"{run.cell} is not what was submitted: verify it again.")
-    if {*published.policies} != {policy for run in published.runs for _, policy in run.steps}:
-        raise InputError("it has policies that no run has: verify it again.")
-    ran = {run.cell for run in published.runs}
-    refused = [
-        cell
-        for line in published.refused
-        for cell in claimed
-        if line.startswith(f"refused: {cell};")
-    ]
-    each_once = len(ran) + len(refused) == len(claimed) and ran.union(refused) == {*claimed}
-    if len(refused) != len(published.refused) or not each_once:
-        raise InputError("a submitted run is neither in it nor refused, or both: verify it again.")
-    tasks = {track: find_track(track).task() for track in sorted(_tracks(submission.claims))}
-    for claim in submission.claims:
-        cell = claim.outcome.cell
-        if cell in ran and (problems := _at_once(claim, tasks[cell.track])):
-            raise InputError(f"{cell} should have been refused: {problems[0]}; verify it again.")
-    for policy in published.policies:
-        if policy.track not in tasks:
-            raise InputError(
-                f"it has a policy of {policy.track}, which no run is on: verify it again."
-            )
-        _check_cost(policy, tasks[policy.track])
-
-
-def _check_cost(policy: Scored, task: Task) -> None:
-    bits = from_digits(policy.w_bits, policy.a_bits)
-    if len(bits) != len(task.layers):
-        raise InputError(f"a policy of {policy.track} is for another network: verify it again.")
-    cost = task.cost(bits)
-    for found, real in ((policy.cost, cost), (policy.cost_ratio, cost / task.budget.reference)):
-        if not math.isclose(found, real, rel_tol=COST_TOLERANCE):
-            raise InputError(
-                f"a policy of {policy.track} is said to cost {found:.9g}, and costs {real:.9g}: "
-                "verify it again."
-            )
-
-
 def _tracks(claims: Sequence[Claim]) -> set[str]:
     return {claim.outcome.cell.track for claim in claims}
 
 
 def _key(cell: Cell, step: Step) -> Key:
     return cell.track, step.w_bits, step.a_bits
-
-
-def _at_once(claim: Claim, task: Task) -> list[str]:
-    """Find what is wrong with a run before anything is executed."""
-    for step, cost in zip(claim.outcome.steps, claim.costs, strict=True):
-        where = f"the policy of evaluation {step.evaluation}"
-        try:
-            bits = step.bits
-        except InputError as error:
-            return [f"{where}: {error}"]
-        if len(bits) != len(task.layers):
-            return [
-                f"{where} is for another network: it has {len(bits)} layers, and "
-                f"{task.layers.network} has {len(task.layers)}"
-            ]
-        real = task.cost(bits)
-        if not task.budget.fits(bits):
-            return [
-                f"{where} is past the budget: it costs {real:.9g}, and {task.budget.limit:.9g} "
-                "is the limit"
-            ]
-        wrong = (task.space.clip(bits) != bits).any(axis=1)
-        if wrong.any() and step.evaluation > 1:
-            name = task.layers.names[int(np.argmax(wrong))]
-            return [f"{where} gives layer {name!r} bits that the track does not allow"]
-        if step.evaluation == 1 and not np.array_equal(bits, task.uniform()):
-            return [f"{where} is not the uniform one that fits the budget"]
-        if not math.isclose(real, cost, rel_tol=COST_TOLERANCE):
-            return [f"{where} is claimed to cost {cost:.9g}, and costs {real:.9g}"]
-    return []
 
 
 def _executed(claim: Claim, policies: Mapping[Key, Scored]) -> list[str]:
@@ -269,33 +174,10 @@ def _run(outcome: Outcome, policies: Mapping[Key, Scored]) -> VerifiedRun:
     )
 
 
-def _differences(runs: Iterable[VerifiedRun], published: Verified) -> dict[Cell, list[str]]:
-    """Find published numbers that do not come out again."""
-    known = {policy.key: policy for policy in published.policies}
-    there = {run.cell for run in published.runs}
-    allowed = tolerance(published.arithmetic)
-    found: dict[Cell, list[str]] = {}
-    for run in runs:
-        reasons = found.setdefault(run.cell, [])
-        if run.cell not in there:
-            reasons.append("the verified numbers that are published do not have it")
-            continue
-        for evaluation, ours in run.steps:
-            theirs = known.get(ours.key)
-            if theirs is None:
-                reasons.append(f"the policy of evaluation {evaluation} is not published")
-            elif not ours.agrees(theirs, allowed):
-                reasons.append(
-                    f"the published numbers of evaluation {evaluation}'s policy do not come out "
-                    "again"
-                )
-    return found
-
-
 def _verified(
     submission: Submission, runs: Iterable[VerifiedRun], verdicts: Sequence[Verdict]
 ) -> Verified:
-    refused = {verdict.cell for verdict in verdicts if verdict.problems}
+    refused = {verdict.cell for verdict in verdicts if verdict.reasons}
     kept = [run for run in runs if run.cell not in refused]
     used = {policy for run in kept for _, policy in run.steps}
     manifest = submission.manifest
@@ -310,6 +192,6 @@ def _verified(
         digests=submission.digests,
         policies=tuple(sorted(used, key=lambda policy: policy.key)),
         runs=tuple(sorted(kept, key=lambda run: (run.cell.track, run.cell.method, run.cell.seed))),
-        refused=tuple(str(verdict) for verdict in verdicts if verdict.problems),
+        refused=tuple(str(verdict) for verdict in verdicts if verdict.reasons),
         arithmetic=arithmetic(),
     )
