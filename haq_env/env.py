@@ -291,7 +291,9 @@ def make_env(id: str, **settings: Any) -> QuantizationEnv:
     except (gym.error.Error, ImportError) as error:
         text = str(error)
         raise InputError(f"{text}{'' if text[-1:] in '.?' else '.'} {_LISTED}") from error
-    except TypeError as error:  # an environment of another package, which has other settings
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:  # another package's, with other settings; or no id
         raise InputError(f"{id!r} cannot be made: {error}. {_LISTED}") from error
     if not isinstance(env, QuantizationEnv):
         raise InputError(f"{id!r} is {type(env).__name__}, no QuantizationEnv. {_LISTED}")

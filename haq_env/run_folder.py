@@ -44,7 +44,8 @@ def open_folder(
         (folder / ".writable").unlink()
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror}.") from error
-    if not overwrite and any((folder / name).exists() for name in (path.name, *_FILES)):
+    # settings alone are of a run that failed before its first evaluation
+    if not overwrite and any((folder / name).exists() for name in _FILES):
         if not resume:
             raise InputError(
                 f"{folder} holds a run already: give --resume to go on with it, --overwrite to "

@@ -130,6 +130,16 @@ def test_53_layers_of_64_pairs_are_proven_in_under_three_seconds(seed):
     assert found.objective <= total(value, ratio)
 
 
+def test_a_limit_that_the_least_sensitive_policy_keeps_gives_that_policy():
+    width = np.arange(1.0, 9)
+    for seed in (*range(20), 212, 277, 286):  # in the last ones rounding cuts the solution off
+        size = np.random.default_rng(seed).uniform(size=26)[:, None, None]
+        cost = size * width[:, None] * width
+        sensitivity = size * (4.0 ** -width[:, None] + 4.0**-width)
+        found = solve(sensitivity, cost, np.ones_like(cost, dtype=bool), cost[:, -1, -1].sum())
+        assert (found.bits == 8).all()
+
+
 def test_a_limit_below_the_cheapest_policy_is_an_error_that_says_so():
     value, cost, allowed, _ = instance(0, 4)
     least = np.where(allowed, cost, np.inf).min(axis=(1, 2)).sum()

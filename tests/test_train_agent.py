@@ -26,7 +26,7 @@ from haq_env.agents.checkpoint import load_agent, save_agent
 from haq_env.agents.memory import EpisodeMemory
 from haq_env.agents.run import search_with_agent
 from haq_env.commands.search import Search
-from haq_env.env import QuantizationEnv
+from haq_env.env import QuantizationEnv, make_env
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.trained import Answer, TrainedEvaluator
@@ -614,8 +614,64 @@ def test_settings_of_every_kind_are_the_same_when_they_are_resumed(tmp_path):
     settings = settings_of(
         bits=(3, 7), budget="0.5", checkpoint=Path("a.safetensors"), hardware="b.toml"
     )
-    for resume in (False, True):
-        open_folder(tmp_path / "run", settings, resume=resume, overwrite=False)
+    open_folder(tmp_path / "run", settings, resume=False, overwrite=False)
+    (tmp_path / "run" / "episodes.csv").touch()
+    open_folder(tmp_path / "run", settings, resume=True, overwrite=False)
+    other = {**settings, "budget": "0.6"}
+    with pytest.raises(InputError, match=r"budget was '0\.5' and is now '0\.6'"):
+        open_folder(tmp_path / "run", other, resume=True, overwrite=False)
+
+
+def test_a_run_that_failed_before_its_first_evaluation_is_in_nobodys_way(tmp_path):
+    for seed in (1, 2):
+        settings = settings_of(seed=seed)
+        open_folder(tmp_path / "run", settings, resume=False, overwrite=False)
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["seed"] == 2
+    (tmp_path / "run" / "episodes.csv").touch()
+    with pytest.raises(InputError, match="holds a run already"):
+        open_folder(tmp_path / "run", settings, resume=False, overwrite=False)
+
+
+def test_an_agent_with_other_actions_throws_no_run_away(tmp_path, monkeypatch, capsys, a_run):
+    source = tmp_path / "source"
+    source.mkdir()
+    env = make_env("HAQ-BISMO-Edge-Discrete-v0", evaluator="ptq_bn")
+    search_with_agent(env, "dqn", 1, 0, folder=source)
+    record = {"env": "HAQ-BISMO-Edge-Discrete-v0", "algo": "dqn"}
+    (source / "settings.json").write_text(json.dumps(record))
+    before = contents(a_run)
+    argv = ["--env", "HAQ-ModelSize-Discrete-v0", "--algo", "dqn", "--transfer-from", str(source)]
+    line = refused(monkeypatch, capsys, *argv, "--out", str(a_run), "--overwrite")
+    assert "is not of an agent with these networks" in line
+    assert contents(a_run) == before
+
+
+def test_a_result_is_shown_and_kept_where_a_plot_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+    def undrawn(*_: object) -> None:
+        raise InputError("latency of layer 'x' is zero.")
+
+    monkeypatch.setattr("haq_env.report.roofline.plot_roofline", undrawn)
+    out = tmp_path / "[v1]"  # which is no markup
+    argv = ["--algo", "random", "--evaluator", "ptq_bn", "--episodes", "1", "--final-steps", "0"]
+    assert main(monkeypatch, *argv, "--out", str(out)) == 0
+    told = capsys.readouterr()
+    assert "latency of layer 'x' is zero" in told.err
+    assert "uniform" in told.out
+    assert "[v1]" in told.out.replace("\n", "")
+    assert (out / "policy.json").exists()
+
+
+def test_a_run_is_not_resumed_for_fewer_episodes_than_it_has(tmp_path):
+    env = make_env("HAQ-BISMO-Edge-v0", evaluator="ptq_bn")
+    search_with_agent(env, "ppo", 3, 0, folder=tmp_path)
+    with pytest.raises(InputError, match="has 3 episodes, more than 2"):
+        search_with_agent(env, "ppo", 2, 0, folder=tmp_path, resume=True)
+
+
+def test_a_wrapper_that_would_never_be_called_is_refused():
+    env = gym.make("HAQ-BISMO-Edge-v0", evaluator="ptq_bn")
+    with pytest.raises(InputError, match="the wrapper TransformReward would never be called"):
+        search_with_agent(gym.wrappers.TransformReward(env, lambda r: -r), "ddpg", 1, 0)
 
 
 def cut(path: Path) -> None:

@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from haq_env.env import Observation, QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS
+from haq_env.residual import ResidualEnv
 
 SIGMA, DECAY = 0.5, 0.99  # of the exploration, on HAQ's range [0, 1]; by episode
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
@@ -251,6 +252,11 @@ class HaqDDPG(DDPG):
         policy_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.switches = switches = switches or HaqSwitches()
+        if switches.stored_actions == "executed" and isinstance(env, ResidualEnv):
+            raise InputError(
+                "stored_actions='executed' stores bits, and the actions of a residual environment "
+                "are corrections of a table."
+            )
         self.warmup = warmup
         self.view = HaqView(env, switches)
         space = env.task.space

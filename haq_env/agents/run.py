@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -60,8 +61,8 @@ def search_with_agent(
         was measured until then.
 
     Raises:
-        InputError: unknown algorithm or setting, the wrong kind of actions, no episodes, a
-            damaged state.
+        InputError: unknown algorithm or setting, the wrong kind of actions, no episodes or fewer
+            than a resumed run has, a damaged state, a wrapper of one's own.
     """
     env = _inside(env)
     if episodes < 1:
@@ -77,9 +78,8 @@ def search_with_agent(
             for path in (state, log, log.with_name(MEASURED)):
                 path.unlink(missing_ok=True)
     if resume and state is not None and log is not None:
-        done = load_agent(agent, state)
-        _remember(log, env.task, done + 1)
-        history = History.load(log, keep=done + 1)
+        history = _gone_on(agent, state, log, env.task, episodes)
+        done = len(history) - 1
     elif prepare is not None:
         prepare(agent)
     recorder = _Recorder(env, history, state, resume, progress or (lambda _: None))
@@ -102,6 +102,15 @@ def search_with_agent(
     except KeyboardInterrupt:
         history.interrupted = True  # asked for: what has been found is returned
     return history
+
+
+def _gone_on(agent: BaseAlgorithm, state: Path, log: Path, task: Task, episodes: int) -> History:
+    """Bring an agent back to where it was saved, and return what it had measured by then."""
+    done = load_agent(agent, state)
+    if done > episodes:
+        raise InputError(f"the run in {state.parent} has {done} episodes, more than {episodes}.")
+    _remember(log, task, done + 1)
+    return History.load(log, keep=done + 1)
 
 
 def _remember(log: Path, task: Task, saved: int) -> None:
@@ -155,7 +164,14 @@ def _inside(env: gym.Env[Any, Any]) -> QuantizationEnv:
     """Take the wrappers of `gymnasium.make` off, which pass no attributes on."""
     if not isinstance(env.unwrapped, QuantizationEnv):
         raise InputError(f"env must be an environment of haq-env, not {env}.")
-    return env.unwrapped
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, (PassiveEnvChecker, OrderEnforcing, TimeLimit)):
+            raise InputError(
+                f"the wrapper {type(env).__name__} would never be called: give the environment "
+                "without it, or train on it with the algorithm's own class."
+            )
+        env = env.env
+    return env.unwrapped  # type: ignore[return-value]  # seen above
 
 
 def _can_go_on(log: Path, state: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,20 @@ class Source:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{record} cannot be read: {error!r}.") from error
 
-    def check(self, algorithm: str, env: QuantizationEnv) -> None:
-        """Raise InputError if the agent cannot act in an environment."""
+    def check(
+        self, algorithm: str, env: QuantizationEnv, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """See that the agent can act in an environment, before anything is lost.
+
+        Args:
+            algorithm: the one that will go on.
+            env: the environment, made with the source's scales.
+            settings: overrides for `make_agent`, those that the source was trained with.
+
+        Raises:
+            InputError: another algorithm, another kind of environment, or another number of
+                actions.
+        """
         if algorithm != self.algorithm:
             raise InputError(
                 f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: give "
@@ -75,6 +88,7 @@ class Source:
                 f"or actions differ from those of {env.spec.id if env.spec else env}: take the id "
                 f"{'with ' + seen if seen else 'without suffix'}."
             )
+        self.warm_start(make_agent(algorithm, env, seed=0, warmup=0, **(settings or {})))
 
     def warm_start(self, agent: BaseAlgorithm) -> None:
         """Give a new agent what this one has learned.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from tyro.conf import arg
 
 from haq_env.cost import UNITS
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
     from haq_env.env import QuantizationEnv
     from haq_env.evaluation.recipe import Recipe
+    from haq_env.policy import Bits
     from haq_env.search.history import History
     from haq_env.task import Task
 
@@ -168,11 +170,18 @@ class Search:
 
     def run(self) -> None:
         """Search, finetune, report."""
+        from haq_env.report.terminal import Live, silence
+
         try:
-            self._run(Console())
+            self._run(Live())
         except KeyboardInterrupt:
             print("stopped; --resume goes on from the last finished episode", file=sys.stderr)
             raise SystemExit(130) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # files are written with errors of their own
+            silence()
+            raise InputError(f"cannot go on: {error.strerror or error}.") from error
 
     def _run(self, console: Console) -> None:
         import torch
@@ -190,10 +199,10 @@ class Search:
         task = env.task
         budget = task.budget
         console.print(
-            f"[bold]{self.env}[/bold]: {len(task.layers)} layers of {task.layers.network}, "
-            f"{len(task.space.steps)} decisions, {budget.metric} on {task.costs.hardware} at most "
-            f"{budget.limit:.4g} {UNITS[budget.metric]} ({budget.ratio:.3f} of 8 bits), "
-            f"searched by {self.algo}"
+            f"[bold]{escape(self.env)}[/bold]: {len(task.layers)} layers of "
+            f"{escape(task.layers.network)}, {len(task.space.steps)} decisions, {budget.metric} on "
+            f"{escape(task.costs.hardware)} at most {budget.limit:.4g} {UNITS[budget.metric]} "
+            f"({budget.ratio:.3f} of 8 bits), searched by {self.algo}"
         )
         history = self._search(env, source, console)
         if not history:
@@ -215,12 +224,13 @@ class Search:
         if not self.is_baseline:
             check_fits(self.algo, env)
         if source is not None:
-            source.check(self.algo, env)
-            if self.algo == "haq-ddpg" and source.settings.get("haq") != self.haq:
+            ours = self.algo == source.algorithm == "haq-ddpg"
+            if ours and source.settings.get("haq") != self.haq:
                 raise InputError(
                     f"the agent in {self.transfer_from} has learned with --haq "
                     f"{source.settings.get('haq')}: give that, not --haq {self.haq}."
                 )
+            source.check(self.algo, env, self.agent_settings())
         if not isinstance(env.task.evaluator, TrainedEvaluator):
             raise InputError(
                 f"{self.env} has an evaluator of its own ({type(env.task.evaluator).__name__}) and "
@@ -292,8 +302,6 @@ class Search:
         import torch
 
         from haq_env.final import choose, finish, rows
-        from haq_env.report.plots import plot_bits, plot_search
-        from haq_env.report.roofline import plot_roofline
         from haq_env.report.tables import COMPARED, comparison_table
         from haq_env.run_folder import NETWORK, save_policy
 
@@ -320,16 +328,31 @@ class Search:
         path = save_policy(folder, task, history, best, finals, about)
         if scratch.exists():
             scratch.replace(folder / NETWORK)
-        plot_bits({"uniform": uniform, "found": found}, task.layers, folder / "bits.png")
-        plot_search(history, history[0].accuracy, task.float_accuracy, folder / "search.png")
-        if task.costs.roofs is not None and {"traffic", "latency"} <= task.costs.values.keys():
-            highest = {"8 bits": task.space.highest, "found": found}
-            plot_roofline(task.layers, task.costs, highest, folder / "roofline.png")
         console.print(comparison_table(rows(task, finals), (*COMPARED, task.budget.metric)))
         if (found == uniform).all():
             console.print("No policy was better than the uniform one.")
         network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
-        console.print(f"Written: {path} (the policy); beside it {network}episodes.csv, plots.")
+        plots = "plots" if self._plot(task, history, found) else "some of the plots"
+        console.print(
+            f"Written: {path} (the policy); beside it {network}episodes.csv, {plots}.", markup=False
+        )
+
+    def _plot(self, task: Task, history: History, found: Bits) -> bool:
+        """Draw what can be drawn, and warn of the rest: the policy has been found and written."""
+        from haq_env.report.plots import plot_bits, plot_search
+        from haq_env.report.roofline import plot_roofline
+
+        both = {"uniform": task.uniform(), "found": found}
+        try:
+            plot_bits(both, task.layers, self.out / "bits.png")
+            plot_search(history, history[0].accuracy, task.float_accuracy, self.out / "search.png")
+            if task.costs.roofs is not None and {"traffic", "latency"} <= task.costs.values.keys():
+                highest = {"8 bits": task.space.highest, "found": found}
+                plot_roofline(task.layers, task.costs, highest, self.out / "roofline.png")
+        except InputError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            return False
+        return True
 
 
 def _images(task: Task) -> dict[str, str]:

@@ -59,6 +59,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         InputError: it cannot.
     """
     path = Path(path)
+    if not path.name:
+        raise InputError(f"checkpoint {path} cannot be written: it is a folder.")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -100,6 +100,8 @@ def plot_roofline(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     stem = Path(path)
+    if not stem.name:
+        raise InputError(f"a plot cannot be written to {path}: give the name of a file.")
     if stem.suffix.lower() in (".png", ".svg"):
         stem = stem.with_suffix("")
     # with_suffix would take "v1.0" for a name with a suffix

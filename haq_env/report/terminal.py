@@ -51,6 +51,14 @@ def show(renderable: RenderableType) -> None:
     write("\n".join(line.rstrip(" ") for line in page.getvalue().split("\n")))
 
 
+class Live(Console):
+    """A console on stdout for what lasts: a reader that has gone away is a BrokenPipeError."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave the end of the program to whoever started the work."""
+        raise BrokenPipeError
+
+
 def columns() -> int:
     """Return how many characters fit a line of stdout; 80 where nobody knows."""
     return Console().width

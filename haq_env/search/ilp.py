@@ -187,9 +187,10 @@ def _reduced(v: Grid, c: Grid, slack: float) -> tuple[float, NDArray[np.bool_]]:
         chosen = reduced.argmin(axis=1)
         if c[rows, chosen].sum() <= slack:
             known = min(known, float(v[rows, improved(v, c, slack, chosen)].sum()))
-        bound = reduced.min(axis=1).sum() - price * slack
-        forced = bound + reduced - reduced.min(axis=1)[:, None]
-        needless |= forced > known * (1 + 1e-9)
+        least = reduced.min(axis=1).sum()
+        forced = least - price * slack + reduced - reduced.min(axis=1)[:, None]
+        # rounding is relative to the terms of the bound, which may cancel to nothing
+        needless |= forced > known * (1 + 1e-9) + 1e-12 * (least + price * slack)
     return known, needless
 
 

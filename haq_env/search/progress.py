@@ -44,7 +44,8 @@ class SearchProgress:
             name = "uniform policy" if len(history) == 1 else f"episode {len(history) - 1}"
             self._console.print(
                 f"{name}: accuracy {best.accuracy:.2f} %, reward {reward:+.3f}, "
-                f"{self._task.budget.metric} {best.cost_ratio:.3f} of 8 bits"
+                f"{self._task.budget.metric} {best.cost_ratio:.3f} of 8 bits",
+                markup=False,
             )
         self._bar.update(
             self._line,
