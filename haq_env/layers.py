@@ -55,7 +55,7 @@ class Layer:
             _positive(self.name, field, getattr(self, field))
         for field in ("kernel", "stride", "in_size", "out_size"):
             pair = getattr(self, field)
-            if len(pair) != 2:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise InputError(f"layer {self.name!r}: {field} must be a pair, not {pair!r}.")
             for number in pair:
                 _positive(self.name, field, number)

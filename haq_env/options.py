@@ -115,13 +115,18 @@ class BitChoice:
         return uniform(len(layers), w_bits, both if self.a_bits is None else self.a_bits)
 
     def build(self, network: str) -> dict[str, Any]:
-        """Return how the policy's network is built, if the policy says so and is for this one."""
+        """Return how the policy's network is built, or else what images it takes, if it says so."""
         from haq_env.policy import Policy
 
         record = {} if self.policy is None else Policy.load(self.policy).record
         build = record.get("build") if record.get("network") == network else None
-        names = ("image_size", "in_channels", "classes", "width")
-        return {n: build[n] for n in names if n in build} if isinstance(build, dict) else {}
+        if isinstance(build, dict) and build:
+            names = ("image_size", "in_channels", "classes", "width")
+            return {n: build[n] for n in names if n in build}
+        match record.get("input_shape"):
+            case [int(channels), int(height), int(width)] if height == width:
+                return {"in_channels": channels, "image_size": height}
+        return {}
 
     @property
     def label(self) -> str:

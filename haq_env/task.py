@@ -122,7 +122,8 @@ class Task:
             "limit": self.budget.limit,
             "ratio": self.budget.ratio,
         }
-        about = {**self.settings, "budget": budget, "cost": self.all_costs(bits), **record}
+        about = {**self.settings, "input_shape": list(self.layers.input_shape), "budget": budget}
+        about |= {"cost": self.all_costs(bits), **record}
         return Policy(bits, self.layers.names, about)
 
 

@@ -206,11 +206,22 @@ some_bits = st.integers(1, 8)
 @settings(max_examples=60, deadline=None)
 @given(machines, small_layers, some_bits, some_bits, st.booleans())
 def test_the_search_equals_plain_loops_over_all_tiles_and_orders(machine, layer, w, a, first):
-    table = LayerTable("net", (layer,) if first else (linear("before", 4, 4), layer))
+    table = LayerTable("net", (layer,) if first else (conv("before", 4, 4, 1), layer))
     costs = machine.cost_table(table)
     cycles, picojoules = reference(machine, layer, w, a, first=first)
     assert costs.grid("cycles")[-1, w - 1, a - 1] == cycles
     assert costs.grid("energy")[-1, w - 1, a - 1] == pytest.approx(picojoules * 1e-9, rel=1e-9)
+
+
+def test_the_first_convolution_is_unrolled_wherever_it_stands():
+    layer = conv("l", 3, 32, 32, 3)
+    alone, after = (
+        BitFusion().cost_table(LayerTable("net", layers))
+        for layers in ((layer,), (linear("before", 4, 4), layer))
+    )
+    assert alone.grid("cycles")[0, 7, 7] == after.grid("cycles")[1, 7, 7]
+    # but only the image has 8 bits whatever the policy says
+    assert alone.grid("cycles")[0, 7, 1] > after.grid("cycles")[1, 7, 1]
 
 
 # -- what must hold for any network --------------------------------------------------------------
@@ -235,7 +246,7 @@ def test_order_of_the_other_layers_changes_no_total(order):
 
 def test_all_layers_at_once_equal_one_layer_at_a_time(v1_table):
     for index in range(1, 28, 5):
-        alone = BitFusion().cost_table(LayerTable("two", (linear("before", 4, 4), V1[index])))
+        alone = BitFusion().cost_table(LayerTable("two", (conv("before", 4, 4, 1), V1[index])))
         for metric in v1_table.values:
             assert np.array_equal(v1_table.grid(metric)[index], alone.grid(metric)[1])
 

@@ -172,6 +172,21 @@ def test_a_policy_is_priced_for_the_network_that_it_was_searched_for(
     assert json.loads(capsys.readouterr().out)["totals"]["latency"]["value"] > 1.2 * found
 
 
+def test_a_policy_of_ones_own_network_is_priced_for_its_images(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(in_channels, image_size): return nn.Sequential(nn.Conv2d(in_channels, 4, 3), "
+        "nn.Flatten(), nn.Linear(4 * (image_size - 2) ** 2, 4))\n"
+    )
+    record = {"network": "Sequential", "build": {}, "input_shape": [1, 12, 12]}
+    Policy(np.full((2, 2), 4), ("0", "2"), record).save(tmp_path / "policy.json")
+    done = process("cost", "mine:net", "--policy", "policy.json", "--json", cwd=tmp_path)
+    assert done.stderr == ""
+    first, last = json.loads(done.stdout)["layers"]
+    assert (first["in_size"], first["in_channels"]) == ([12, 12], 1)
+    assert last["in_channels"] == 4 * 10 * 10
+
+
 def test_a_roofline_of_a_policy_is_written_as_png_and_svg(
     small, tmp_path: Path, capsys: Captured
 ) -> None:

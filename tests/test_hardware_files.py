@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -468,6 +469,8 @@ def test_the_examples_of_the_documentation_work(tmp_path):
         ('model = "bismo-edge"\npe = "8"\n', "pe must be a positive integer, not '8'"),
         ('model = "bismo-edge"\npe = -1\n', "pe must be a positive integer, not -1"),
         ('model = "bitfusion"\npad = 1\n', "pad must be true or false, not 1"),
+        (f'model = "bismo-edge"\nbatch = {10**16}\n', "batch must be at most 2,147,483,648"),
+        (f'model = "bitfusion"\nbandwidth_bits = {10**400}\n', "bandwidth_bits must be at most"),
         ('model = "size"\npe = 1\n', "unknown parameter of size 'pe'. Known: first_conv_bits"),
         ('model = "roofline"\npeak_ops = 1.0\n', "needs the parameter 'bandwidth'"),
         ('model = ', "is not valid TOML"),
@@ -481,12 +484,33 @@ def test_bad_toml_names_the_file_the_key_and_what_is_allowed(tmp_path, text, mes
     assert "mine.toml" in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("[1]", "keys and values"), ("{", "not valid JSON")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "keys and values"),
+        ("{", "not valid JSON"),
+        ('{"model": "size", "x": ' + "[" * 100_000, "not valid JSON"),
+        ('{"model": "bismo-edge", "batch": ' + "9" * 5000 + "}", "not valid JSON"),
+    ],
+)
 def test_bad_json_is_refused(tmp_path, text, message):
     path = tmp_path / "mine.json"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         load_hardware(path)
+
+
+def test_a_quote_that_is_never_closed_is_one_line(csv_file):
+    layers = NETWORKS["mobilenet_v1"]
+    path = csv_file("")
+    write_table(path, edge().cost_table(layers))
+    text = path.read_text()
+    first, rest = text.split(f",{layers.names[0]},", 1)
+    path.write_text(f'{first},"{layers.names[0]},{rest}{"x" * 140_000}')
+    complaint = r"line \d+: .*; is a quote not closed\?"
+    with pytest.raises(InputError, match=complaint):
+        read_table(path, layers)
+    assert re.search(complaint, str(lint_file(path, layers)))
 
 
 @pytest.mark.parametrize(

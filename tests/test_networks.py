@@ -477,6 +477,50 @@ def test_signs_follow_from_the_operations_in_between(operation, signed, export):
     assert [layer.signed_input for layer in table] == [True, signed]
 
 
+class Writing(nn.Module):
+    """Its last layers write into what earlier ones have read."""
+
+    def __init__(self, export):
+        super().__init__()
+        self.first, self.second, self.skip = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.export = export
+
+    def forward(self, images):
+        if self.export and images.shape[2] < 2:  # only torch.export follows that
+            return images
+        features = self.second(F.relu(self.first(images)))
+        kept = self.skip(features)  # before they are made positive in place
+        pooled = F.relu(features, inplace=True).mean((2, 3), keepdim=True)
+        pooled.sub_(kept.mean())  # which says nothing of what the second layer has read
+        return pooled
+
+
+@pytest.mark.parametrize("export", [False, True], ids=["fx", "export"])
+def test_a_layers_input_has_the_sign_that_it_has_when_it_is_read(export):
+    table = trace(Writing(export), (4, 8, 8))
+    signed = {layer.name: layer.signed_input for layer in table}
+    assert signed == {"first": True, "second": False, "skip": True}
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_padding_is_no_part_of_a_layers_input(mode, padding):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before = nn.Conv2d(3, 4, 1)
+            self.padded = nn.Conv2d(4, 8, 3, padding=padding, padding_mode=mode)
+
+        def forward(self, images):
+            features = F.relu(self.before(images))
+            if features.shape[2] < 2:  # only torch.export follows that
+                return features
+            return self.padded(features)
+
+    layer = trace(Padded(), (3, 8, 8))[1]
+    assert (layer.in_size, layer.out_size, layer.signed_input) == ((8, 8), (8, 8), False)
+
+
 def test_what_is_not_called_as_conv2d_or_linear_stays_float():
     class Mixed(nn.Module):
         def __init__(self):
@@ -728,6 +772,12 @@ def test_layer_tables_survive_json(channels, out, kernel, signed, rest):
     layer = Layer("a.b", "conv", channels, out, kernel=kernel, signed_input=signed)
     table = LayerTable("net", (layer, replace(layer, name="c")), (channels, 5, 6), rest)
     assert layers_from_json(json.loads(json.dumps(layers_to_json(table)))) == table
+
+
+def test_a_kernel_that_is_no_pair_is_refused_in_python_too():
+    for field in ("kernel", "stride", "in_size", "out_size"):
+        with pytest.raises(InputError, match=f"{field} must be a pair, not 3"):
+            Layer("a", "conv", 3, 4, **{field: 3})
 
 
 @pytest.mark.parametrize(

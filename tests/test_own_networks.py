@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -399,6 +400,30 @@ def test_a_seed_that_is_none_is_an_error_when_the_task_is_made(seed):
 def test_a_recipe_counts_in_whole_numbers():
     with pytest.raises(InputError, match=r"steps must be an integer, not 2\.5"):
         Recipe(steps=2.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate must be a number, not nan"),
+        ({"learning_rate": "0.1"}, "learning_rate must be a number, not '0.1'"),
+        ({"max_norm": float("inf")}, "max_norm must be a number, not inf"),
+        ({"momentum": 1.0}, "momentum must be less than 1"),
+    ],
+)
+def test_a_recipe_has_rates_that_are_numbers(wrong, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        Recipe(steps=5, **wrong)
+
+
+def test_an_option_that_ones_own_data_set_does_not_have_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "my_options.py").write_text("def data(side=8): return side\nready = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, option in (("data", "size"), ("ready", "side")):
+        with pytest.raises(InputError, match=f"data set 'my_options:{name}' has no option"):
+            load_dataset(f"my_options:{name}", **{option: 16})
+    with pytest.raises(InputError, match="is int, not a Dataset"):
+        load_dataset("my_options:data", side=16)
 
 
 @pytest.mark.parametrize(("out", "seed"), [("", 0), ("file.safetensors", -1)])

@@ -51,6 +51,12 @@ def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
                     raise unknown_name(f"option of data set {name!r}:", option, known)
     else:
         factory = import_address("data set", dataset) if colon else DATASETS[dataset]
+        if options:
+            taken = dict(inspect.signature(factory).parameters) if callable(factory) else {}
+            anything = any(each.kind is each.VAR_KEYWORD for each in taken.values())
+            for option in options:
+                if option not in taken and not anything:
+                    raise InputError(f"data set {dataset!r} has no option {option!r}.")
     loaded = factory(**options) if callable(factory) else factory
     if not isinstance(loaded, Dataset):
         raise InputError(f"data set {dataset!r} is {type(loaded).__name__}, not a Dataset.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -75,6 +76,12 @@ class Recipe:
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise InputError(f"recipe: {name} must be an integer, not {value!r}.")
             object.__setattr__(self, name, int(value))  # numpy's would not go into a file
+        for name in ("learning_rate", "weight_decay", "momentum", "max_norm"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise InputError(f"recipe: {name} must be a number, not {value!r}.")
+        if self.momentum >= 1:
+            raise InputError(f"recipe: momentum must be less than 1, not {self.momentum}.")
         for name in ("steps", "weight_decay", "momentum"):
             if getattr(self, name) < 0:
                 raise InputError(f"recipe: {name} must not be negative.")

@@ -116,8 +116,9 @@ class BitFusion:
         """
         done: dict[tuple[Shape, str, bool], Found] = {}  # networks repeat their layers
         found = []
+        unrolled = next((i for i, layer in enumerate(layers) if layer.kind != "linear"), None)
         for index, layer in enumerate(layers):
-            shape = self._shape(layer, first=index == 0)
+            shape = self._shape(layer, first=index == unrolled)
             key = (shape, layer.kind, index == 0)
             if key not in done:
                 done[key] = self._search(layer, shape, image=index == 0)

@@ -86,10 +86,16 @@ class Sheet:
             key, _, value = line.rstrip(_EMPTY).lstrip("#").partition(":")
             header.append((key.strip(), value.strip()))
         reader = csv.reader(lines[body[0] :])
-        columns = _filled(next(reader))
+        try:
+            listed = [(body[0] + reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise InputError(
+                f"{path}, line {body[0] + reader.line_num}: {error}; is a quote not closed?"
+            ) from error
+        columns = _filled(listed[0][1])
         rows = []
-        for row in reader:
-            line_number, cells = body[0] + reader.line_num, _filled(row)
+        for line_number, row in listed[1:]:
+            cells = _filled(row)
             if len(cells) > len(columns) or (cells and len(row) < len(columns)):
                 raise InputError(
                     f"{path}, line {line_number}: {len(row)} cells, but there are "

@@ -125,7 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
         settings = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the hardware file {path}: {error}.") from error
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise InputError(f"{path} is not valid {path.suffix[1:].upper()}: {error}.") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path}: must hold keys and values, not {type(settings).__name__}.")

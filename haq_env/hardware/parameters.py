@@ -24,6 +24,9 @@ _WORDS = {
 }
 
 
+LARGEST = 2**31  # of an integer: costs are products of several, in 64 bits
+
+
 def check_parameters(model: DataclassInstance, may_be_zero: Collection[str] = ()) -> None:
     """Check the type of every field of a dataclass, and that its numbers are positive.
 
@@ -44,6 +47,10 @@ def check_parameters(model: DataclassInstance, may_be_zero: Collection[str] = ()
         hint = hints[field.name]
         good = any(_is_a(value, option) for option in _options(hint))
         if good and isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+            if isinstance(value, (int, np.integer)) and abs(int(value)) > LARGEST:
+                raise InputError(
+                    f"{type(model).__name__}: {field.name} must be at most {LARGEST:,}."
+                )
             number = float(value)
             zero = number == 0 and field.name in may_be_zero
             good = math.isfinite(number) and (number > 0 or zero)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from haq_env.networks.signs import not_negative
+from haq_env.networks.signs import not_negative_inputs
 
 # Both front ends see the network as this attribute of a module with exactly one input, so that
 # further arguments of its forward keep their defaults.
@@ -106,16 +106,13 @@ def symbolic_calls(
             shapes = _shapes(root, graph, mode.from_tensor(sample))
     except Exception:  # not every operation knows shapes alone; real numbers cost a forward pass
         shapes = _shapes(root, graph, sample)
-    positive = not_negative(graph, modules)
+    positive = not_negative_inputs(graph, modules)
     calls = []
     for node in graph.nodes:
         if node.op == "call_module":
             path = node.target.removeprefix(_NETWORK).removeprefix(".")
             if path in layers:
-                source = _source(node)
-                calls.append(
-                    Call(path, *shapes[node], signed=source is None or not positive[source])
-                )
+                calls.append(Call(path, *shapes[node], signed=not positive[node]))
     return calls
 
 
@@ -131,7 +128,7 @@ def exported_calls(
     names = {id(layer): path for path, layer in layers.items()}
     modules = dict(root.named_modules(remove_duplicate=False))
     parameters = program.graph_signature.inputs_to_parameters
-    positive = not_negative(program.graph, {})
+    positive = not_negative_inputs(program.graph, {})
     calls = []
     for node in program.graph.nodes:
         caller = modules.get(_caller(node))
@@ -142,8 +139,12 @@ def exported_calls(
             continue
         name = parameters.get(weight.name)
         if name is not None and root.get_parameter(name) is getattr(caller, "weight", None):
+            reader = node
+            if modules.get(_caller(source)) is caller:  # the layer's own padding, with a mode
+                reader, source = source, source.args[0]
+                assert isinstance(source, fx.Node), "what is padded is a tensor"
             shapes = tuple(source.meta["val"].shape), tuple(node.meta["val"].shape)
-            calls.append(Call(names[id(caller)], *shapes, signed=not positive[source]))
+            calls.append(Call(names[id(caller)], *shapes, signed=not positive[reader]))
     return calls
 
 

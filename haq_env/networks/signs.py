@@ -72,8 +72,25 @@ def not_negative(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.N
         Node to whether all numbers in its value (in all of them, for a tuple) are >= 0 in
         evaluation mode. The network's inputs count as signed.
     """
+    return _walk(graph, modules)[0]
+
+
+def not_negative_inputs(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, bool]:
+    """Tell of every node whether its first argument is known to be at least zero when it runs.
+
+    What is written into that tensor later does not count. Arguments as of `not_negative`.
+    """
+    return _walk(graph, modules)[1]
+
+
+def _walk(
+    graph: fx.Graph, modules: Mapping[str, nn.Module]
+) -> tuple[dict[fx.Node, bool], dict[fx.Node, bool]]:
     known: dict[fx.Node, bool] = {}
+    inputs: dict[fx.Node, bool] = {}
     for node in graph.nodes:
+        source = _argument(node, 0, "input")
+        inputs[node] = isinstance(source, fx.Node) and known[source]
         if node.op == "call_module":
             module = modules[node.target]
             known[node] = _of_module(module, node, known)
@@ -88,7 +105,7 @@ def not_negative(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.N
                 _write_back(node, known)
         else:
             known[node] = False
-    return known
+    return known, inputs
 
 
 def _of_module(module: nn.Module, node: fx.Node, known: Mapping[fx.Node, bool]) -> bool:
