@@ -44,13 +44,14 @@ def open_folder(
         (folder / ".writable").unlink()
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror}.") from error
-    # settings alone are of a run that failed before its first evaluation
-    if not overwrite and any((folder / name).exists() for name in _FILES):
-        if not resume:
-            raise InputError(
-                f"{folder} holds a run already: give --resume to go on with it, --overwrite to "
-                "throw it away, or another --out."
-            )
+    # settings alone are of a run that failed before its first evaluation: nothing would be lost
+    there = any((folder / name).exists() for name in _FILES)
+    if there and not resume and not overwrite:
+        raise InputError(
+            f"{folder} holds a run already: give --resume to go on with it, --overwrite to "
+            "throw it away, or another --out."
+        )
+    if resume and (there or path.exists()):
         _check_same(path, json.loads(text))
         return
     for name in _FILES:
