@@ -420,7 +420,9 @@ def test_an_option_that_ones_own_data_set_does_not_have_is_one_line(tmp_path, mo
     (tmp_path / "my_options.py").write_text("def data(side=8): return side\nready = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     for name, option in (("data", "size"), ("ready", "side")):
-        with pytest.raises(InputError, match=f"data set 'my_options:{name}' has no option"):
+        with pytest.raises(
+            InputError, match=f"unknown option of data set 'my_options:{name}': '{option}'"
+        ):
             load_dataset(f"my_options:{name}", **{option: 16})
     with pytest.raises(InputError, match="is int, not a Dataset"):
         load_dataset("my_options:data", side=16)

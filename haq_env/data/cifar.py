@@ -89,6 +89,7 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
             **write(scratch, folder, val, seed),
         }
 
+    # what was decoded of torchvision's files before held other images out
     source = (str(folder.resolve()), kind, val, seed, *(("by class",) * (kind == "torchvision")))
     splits, about = kept("cifar10", source, state, fill)
     return Dataset("cifar10", 10, MEAN, STD, about=about, **splits)

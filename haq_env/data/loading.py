@@ -39,24 +39,19 @@ def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
         what = "a function: call it first" if callable(dataset) else type(dataset).__name__
         raise InputError(f"dataset must be a name or a haq_env.data.Dataset, not {what}.")
     name, colon, root = dataset.partition(":")
-    if name in DATASETS:
-        factory = DATASETS[name]
-        if callable(factory):
-            known = inspect.signature(factory).parameters
-            if colon and "root" not in known:
-                raise InputError(f"data set {name!r} has no folder: write {name!r} alone.")
-            options = {"root": root, **options} if colon else options
-            for option in options:
-                if option not in known:
-                    raise unknown_name(f"option of data set {name!r}:", option, known)
-    else:
-        factory = import_address("data set", dataset) if colon else DATASETS[dataset]
-        if options:
-            taken = dict(inspect.signature(factory).parameters) if callable(factory) else {}
-            anything = any(each.kind is each.VAR_KEYWORD for each in taken.values())
-            for option in options:
-                if option not in taken and not anything:
-                    raise InputError(f"data set {dataset!r} has no option {option!r}.")
+    named = name in DATASETS
+    factory = DATASETS[name] if named or not colon else import_address("data set", dataset)
+    asked = callable(factory) and (named or options)
+    known = dict(inspect.signature(factory).parameters) if asked else {}
+    if named and colon:
+        if "root" not in known:
+            raise InputError(f"data set {name!r} has no folder: write {name!r} alone.")
+        options = {"root": root, **options}
+    anything = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    for option in options:
+        if option not in known and not anything:
+            what = name if named else dataset
+            raise unknown_name(f"option of data set {what!r}:", option, known)
     loaded = factory(**options) if callable(factory) else factory
     if not isinstance(loaded, Dataset):
         raise InputError(f"data set {dataset!r} is {type(loaded).__name__}, not a Dataset.")

@@ -77,7 +77,12 @@ def _measure(question: Question, cache: Path | None) -> tuple[float, ...]:
     with one_thread():
         bits = from_digits(question.w_bits, question.a_bits)
         judge = _judge(question.track, cache)
-        return judge.test(bits) if question.fresh else (judge.task.evaluate(bits).accuracy,)
+        if question.fresh:
+            return judge.test(bits)
+        answer = judge.task.evaluate(bits)
+        if answer.note:  # integer kernels that do not serve for this policy alone
+            raise InputError(f"a policy of {question.track} cannot be executed: {answer.note}.")
+        return (answer.accuracy,)
 
 
 @lru_cache(maxsize=2)  # networks and images; questions come track by track

@@ -108,11 +108,17 @@ class Track:
         Raises:
             InputError: it is about integer kernels, and floating point serves in their place.
         """
-        paths = getattr(getattr(task.evaluator, "bench", None), "paths", None)
-        if paths is not None and self.settings.get("inference") not in (None, paths.name):
+        from haq_env.evaluation.trained import TrainedEvaluator
+
+        if self.settings.get("inference") != "int8" or not isinstance(
+            task.evaluator, TrainedEvaluator
+        ):
+            return
+        paths = task.evaluator.bench.paths
+        if paths.name != "int8":
             raise InputError(
                 f"track {self.name} is about accuracies on integer kernels, and on this machine "
-                f"there is only {paths.note or 'floating point'}."
+                f"there is only {paths.note}."
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

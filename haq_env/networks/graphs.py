@@ -139,10 +139,11 @@ def exported_calls(
             continue
         name = parameters.get(weight.name)
         if name is not None and root.get_parameter(name) is getattr(caller, "weight", None):
-            reader = node
-            if modules.get(_caller(source)) is caller:  # the layer's own padding, with a mode
-                reader, source = source, source.args[0]
-                assert isinstance(source, fx.Node), "what is padded is a tensor"
+            reader, before = node, _source(source)
+            # a padding mode is an operation of its own here, and no part of the layer's input
+            pads = source.op == "call_function" and "pad" in str(source.target)
+            if pads and before is not None and modules.get(_caller(source)) is caller:
+                reader, source = source, before
             shapes = tuple(source.meta["val"].shape), tuple(node.meta["val"].shape)
             calls.append(Call(names[id(caller)], *shapes, signed=not positive[reader]))
     return calls

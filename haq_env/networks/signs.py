@@ -61,31 +61,19 @@ _IN_PLACE = re.compile(r"[a-z].*[^_]_$")
 _MODES = ("nearest", "nearest-exact", "bilinear", "area", "linear", "trilinear")
 
 
-def not_negative(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, bool]:
-    """Tell of every node whether its value is known to be at least zero.
+def not_negative_inputs(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, bool]:
+    """Tell of every node whether its first argument is known to be at least zero when it runs.
+
+    What is written into that tensor later does not count.
 
     Args:
         graph: of `torch.fx` or of `torch.export` (aten operations).
         modules: the modules that the graph calls, by target; empty for `torch.export`.
 
     Returns:
-        Node to whether all numbers in its value (in all of them, for a tuple) are >= 0 in
+        Node to whether all numbers in its first argument (in all of them, for a tuple) are >= 0 in
         evaluation mode. The network's inputs count as signed.
     """
-    return _walk(graph, modules)[0]
-
-
-def not_negative_inputs(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, bool]:
-    """Tell of every node whether its first argument is known to be at least zero when it runs.
-
-    What is written into that tensor later does not count. Arguments as of `not_negative`.
-    """
-    return _walk(graph, modules)[1]
-
-
-def _walk(
-    graph: fx.Graph, modules: Mapping[str, nn.Module]
-) -> tuple[dict[fx.Node, bool], dict[fx.Node, bool]]:
     known: dict[fx.Node, bool] = {}
     inputs: dict[fx.Node, bool] = {}
     for node in graph.nodes:
@@ -105,7 +93,7 @@ def _walk(
                 _write_back(node, known)
         else:
             known[node] = False
-    return known, inputs
+    return inputs
 
 
 def _of_module(module: nn.Module, node: fx.Node, known: Mapping[fx.Node, bool]) -> bool:
