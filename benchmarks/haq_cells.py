@@ -123,7 +123,7 @@ class Watched(TrainedEvaluator):
         self._watch("evaluation", answer.seconds)
         return answer
 
-    def arithmetic(self, bits: Bits | None) -> str:
+    def kernels(self, bits: Bits | None) -> str:
         """Return what measures a policy on this machine: ``"int8"`` or ``"float"``."""
         return "float" if bits is None else self.bench.paths.name
 
@@ -137,7 +137,7 @@ class Watched(TrainedEvaluator):
         """Finetune and measure on both splits, unless the answer is on the disk already."""
         policy = None if bits is None else bits.tolist()
         asked = {
-            "arithmetic": self.arithmetic(bits),
+            "arithmetic": self.kernels(bits),
             "quantizer": None if bits is None else self.subject.quantizer,
             "policy": policy,
             "recipe": asdict(recipe),
@@ -269,7 +269,7 @@ class Lab:
         return Result(
             **asdict(job),
             weights=self.weights,
-            arithmetic=evaluator.arithmetic(bits),
+            arithmetic=evaluator.kernels(bits),
             processor=processor(),
             w_bits=digits[WEIGHT],
             a_bits=digits[ACTIVATION],
