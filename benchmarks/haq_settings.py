@@ -21,7 +21,7 @@ from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.networks.bundled import find_trained
-from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, Result, ordered_cells
+from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, Result, ordered_cells, tighter_cells
 from haq_env.search.bayesian import check_installed
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
@@ -110,6 +110,8 @@ class Settings(OfDataset):
     """Folder of what is finished: results, final accuracies and the evaluation cache."""
     results: Path = RESULTS
     """Folder of the tables."""
+    tighter: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run a budget below the paper's, too, in every block that has one, after the paper's cells."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Two cells, two methods, few evaluations, one seed: minutes, and into OUT/quick."""
     report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -119,6 +121,8 @@ class Settings(OfDataset):
     def cells(self) -> list[Cell]:
         """The cells, the most telling ones first."""
         found = ordered_cells(self.networks, self.blocks)
+        if self.tighter:
+            found += tighter_cells(self.networks, self.blocks)
         if not self.quick:
             return found
         first: dict[str, Cell] = {}
@@ -135,9 +139,11 @@ class Settings(OfDataset):
 
     def protocol(self, data: Dataset) -> Protocol:
         """Say what decides the rows."""
-        changes = {"steps": self.search_steps, "learning_rate": self.search_rate}
-        given = {name: value for name, value in changes.items() if value is not None}
-        final = self.final
+        search, final = RECIPES[self.tier], self.final
+        if self.search_steps is not None:
+            search = replace(search, steps=self.search_steps)
+        if self.search_rate is not None:
+            search = replace(search, learning_rate=self.search_rate)
         steps = round(final.epochs * len(data.train) / final.batch_size)
         return Protocol(
             dataset=self.name,
@@ -145,7 +151,7 @@ class Settings(OfDataset):
             test_images=len(data.test),
             tier=self.tier,
             inference=self.inference,
-            search=replace(RECIPES[self.tier], **given),
+            search=search,
             final=Recipe(steps, final.batch_size, final.learning_rate),
             final_seeds=tuple(range(1000, 1000 + self.seeds)),
             evaluations=self.evaluations,
@@ -224,8 +230,11 @@ def shown_cells(settings: Settings, run: Iterable[Cell]) -> list[Cell]:
     if settings.quick:
         return settings.cells
     usual = ON_DIGITS if settings.name == "digits" else NETWORKS
+    run = list(run)
     networks = dict.fromkeys((*usual, *settings.networks, *(cell.network for cell in run)))
-    return ordered_cells(tuple(networks), tuple(BLOCKS))
+    # budgets that the paper does not have are shown where there is something to show
+    tighter = [c for c in tighter_cells(tuple(networks), tuple(BLOCKS)) if c in run]
+    return [*ordered_cells(tuple(networks), tuple(BLOCKS)), *tighter]
 
 
 def images(settings: Settings) -> Dataset:
@@ -264,7 +273,8 @@ def heading(settings: Settings, protocol: Protocol, rows: Collection[Result]) ->
         if getattr(settings, name) is not None:
             given.append(f"--{name.replace('_', '-')} {getattr(settings, name)}")
     given.append(f"--candidates {settings.candidates} --device {settings.device}")
-    given.append(f"--threads {settings.threads}{' --quick' if settings.quick else ''}")
+    given.append(f"--threads {settings.threads}")
+    given += [f"--{name}" for name in ("tighter", "quick") if getattr(settings, name)]
     if settings.weights is not None:
         given.append("--weights FOLDER")
     for name in ("networks", "blocks", "methods"):

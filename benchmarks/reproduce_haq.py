@@ -136,7 +136,7 @@ def finished(settings: Settings) -> dict[Job, Result]:
         weights[network] = weights_digest(path)
     path = settings.results / f"{settings.name}.csv"
     published = {each.key: each for each in (read_results(path) if path.exists() else [])}
-    found = {}
+    found: dict[Job, Result] = {}
     for job in jobs:
         key = (job.network, job.block, job.budget, job.method, "" if job.block else job.quantizer)
         for result in (load(job, settings.out / settings.name), published.get(key)):
@@ -210,17 +210,14 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     others = [row.method for row in ran if row.method != UNIFORM]
     board = Board(rows.values(), tuple(dict.fromkeys((*settings.methods, *others))))
     cells = shown_cells(settings, [Cell(row.network, row.block, row.budget) for row in ran])
-    networks = list(dict.fromkeys(cell.network for cell in cells))
-    blocks = list(dict.fromkeys(cell.block for cell in cells))
-    claims = verdicts(board, networks, blocks)
     parts = [heading(settings, protocol, rows.values()), "## Gains\n", gains_table(board, cells)]
-    parts += ["## Claims\n", claims_table(claims)]
-    shown = {row.network for row in rows.values()}
+    parts += ["## Claims\n", claims_table(verdicts(board, cells))]
     run_in = {(row.network, row.block) for row in ran}  # the first table says what was not run
+    shown = [cell for cell in cells if cell[:2] in run_in]
     parts += [
-        network_section(board, name, [block for block in blocks if (name, block) in run_in])
-        for name in networks
-        if name in shown
+        network_section(board, name, shown)
+        for name in dict.fromkeys(cell.network for cell in cells)
+        if name in {row.network for row in rows.values()}
     ]
     text = path.with_suffix(".md")
     replace_file(text, "\n".join(parts))

@@ -28,6 +28,7 @@ from haq_env.report.reproduction import (
     ordered_cells,
     paper_gain,
     read_results,
+    tighter_cells,
     write_results,
 )
 from haq_env.report.reproduction_claims import CHOSEN, MET, MISSED, OPEN, Board, verdicts
@@ -63,7 +64,7 @@ def cells(network: str, block: str) -> list[Cell]:
 
 
 def states(board: Board, network: str, block: str, method: str) -> dict[str, str]:
-    found = [v for v in verdicts(board, [network], [block]) if v.method == method]
+    found = [v for v in verdicts(board, cells(network, block)) if v.method == method]
     return {each.claim.removeprefix(f"{network}, {block}: "): each.state for each in found}
 
 
@@ -81,6 +82,13 @@ def test_the_papers_own_gains_meet_the_claims_as_they_are_read_here(network, blo
     found = states(Board(as_in_the_paper(network, block), ["haq-ddpg"]), network, block, "haq-ddpg")
     assert found["a positive gain at every budget"] == MET
     assert found["the gain shrinks as bits grow"] == MET
+
+
+def test_a_missed_gain_stands_beside_what_there_was_to_gain():
+    board = Board(as_in_the_paper("mobilenet_v1", "edge-latency"), ["haq-ddpg"])
+    found = verdicts(board, cells("mobilenet_v1", "edge-latency"))
+    mean = next(v for v in found if v.claim.startswith("mean gain"))
+    assert mean.evidence == "+4.96 over 1; 8 bits are 10.00 above uniform bits there"
 
 
 def test_gains_that_grow_with_bits_or_are_lost_are_not_met():
@@ -104,16 +112,40 @@ def test_what_was_not_run_decides_nothing_and_is_shown_as_not_run():
     assert found["a positive gain at every budget"] == OPEN
     assert found["latency at no loss reduced 1.4 x or more"] == OPEN
     lines = gains_table(board, cells("mobilenet_v1_050", "edge-latency")).splitlines()[2:]
-    assert [line.count("not run") for line in lines] == [0, 2, 3]
+    assert [line.count("not run") for line in lines] == [1, 3, 4]  # no 8-bit row
     assert "+3.00" in lines[0]
     assert "+4.96" in lines[0]  # the paper's, from its MobileNet-V1
     assert lines[1].count("+") == 1  # no gain but the paper's
-    claims = claims_table(verdicts(board, ["mobilenet_v1_050", "resnet20"], ["edge-latency"]))
+    both = [c for name in ("mobilenet_v1_050", "resnet20") for c in cells(name, "edge-latency")]
+    claims = claims_table(verdicts(board, both))
     # three of ResNet-20, and a reduction that no 8-bit row has been run for
     assert "Not decided, no cell run: 4 claims." in claims
-    section = network_section(board, "mobilenet_v1_050", ["edge-latency"])
+    section = network_section(board, "mobilenet_v1_050", both)
     # float and 8 bits: five accuracies; 8 bits once more in the block; three rows of methods
     assert section.count("not run") == 5 + 2 + 3
+
+
+def test_a_budget_below_the_papers_counts_where_it_was_run_and_is_no_part_of_the_table_elsewhere():
+    tighter = Cell("resnet20", "edge-latency", BLOCKS["edge-latency"].tighter)
+    paper = cells("resnet20", "edge-latency")
+    ours = {tighter: 59.0, **dict(zip(paper, (63.0, 62.0, 61.0), strict=True))}
+    results = [eight("resnet20", "linear", 64.0)]
+    results += [row(cell, UNIFORM, 60.0) for cell in ours]
+    results += [row(cell, "evolution", value) for cell, value in ours.items()]
+    board = Board(results, ["evolution"])
+    every = "resnet20, edge-latency: a positive gain at every budget"
+
+    def found(cells):
+        return {v.claim: v for v in verdicts(board, cells) if v.method == "evolution"}
+
+    assert found(paper)[every].state == MET
+    assert found([*paper, tighter])[every].state == MISSED
+    assert found([*paper, tighter])[every].evidence.startswith("-1.00, +3.00, +2.00, +1.00")
+    wins = next(v for claim, v in found([*paper, tighter]).items() if "of the cells run" in claim)
+    assert wins.evidence == "2 of 3"  # w6a6 is not below 6 bits
+    assert gains_table(board, [tighter]).splitlines()[2].split("|")[4:6] == [" 60.00 ", " +4.00 "]
+    assert network_section(board, "resnet20", [*paper, tighter]).count("| w3a3 |") == 2
+    assert "| w3a3 |" not in network_section(board, "resnet20", paper)
 
 
 def test_only_policies_without_a_loss_against_8_bits_count_as_a_reduction():
@@ -123,7 +155,7 @@ def test_only_policies_without_a_loss_against_8_bits_count_as_a_reduction():
     for cell, (cost, accuracy) in costs.items():
         results.append(replace(row(cell, "ilp-fit", accuracy), cost=cost, counted=cost, limit=cost))
     board = Board(results, ["ilp-fit"])
-    claims = verdicts(board, ["mobilenet_v1"], ["bitfusion-energy"])
+    claims = verdicts(board, cells("mobilenet_v1", "bitfusion-energy"))
     found = next(v for v in claims if "reduced 1.9 x" in v.claim and v.method == "ilp-fit")
     assert found.state == MET
     assert "2.00 x at a loss of at most 0.5 points" in found.evidence
@@ -158,6 +190,7 @@ def test_the_most_telling_cells_come_first():
     assert order[:10] == tightest + following
     assert {cell.network for cell in order[10:20]} == {"resnet20"}
     assert {cell.network for cell in order[20:30]} == {"mobilenet_v2_050"}
+    assert not set(order) & set(tighter_cells(networks, tuple(BLOCKS)))
     assert {cell.network for cell in order[45:]} == {"mobilenet_v1", "mobilenet_v2"}
 
 
@@ -349,4 +382,4 @@ def test_when_the_time_is_over_nothing_begins_and_the_report_says_what_was_not_r
     text = reproduce_haq.report(settings, protocol, {}).read_text()
     lines = [line for line in text.splitlines() if line.startswith("| mobilenet_v")]
     assert len(lines) == 2 * 5 * 3  # both networks of the digits, though one was asked for
-    assert all(line.count("not run") == 6 for line in lines)
+    assert all(line.count("not run") == 7 for line in lines)

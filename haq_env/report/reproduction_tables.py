@@ -15,10 +15,11 @@ from haq_env.report.reproduction import (
     Result,
     paper_gain,
 )
-from haq_env.report.reproduction_claims import CHOSEN, Board, Verdict
+from haq_env.report.reproduction_claims import CHOSEN, Board, Verdict, in_block
 from haq_env.report.units import DASH, Scale
 
 NOT_RUN = "not run"
+ROOM = "8 bits - uniform"  # what there is to gain
 
 
 def gains_table(board: Board, cells: Sequence[Cell]) -> str:
@@ -28,11 +29,14 @@ def gains_table(board: Board, cells: Sequence[Cell]) -> str:
         board: the results.
         cells: in the order in which they are shown; those without results say so.
     """
-    head = ["network", "block", "budget", "uniform, test %", *board.methods, CHOSEN, "paper's gain"]
+    head = ["network", "block", "budget", "uniform, test %", ROOM]
+    head += [*board.methods, CHOSEN, "paper's gain"]
     rows = []
     for cell in cells:
         uniform, paper = board.at(cell, UNIFORM), paper_gain(cell)
+        room = board.loss(cell, UNIFORM)
         row = [*cell, NOT_RUN if uniform is None else accuracy(uniform, "test")]
+        row.append(NOT_RUN if room is None else f"{room:+.2f}")
         for method in board.methods:
             row.append(_gain(board, cell, method))
         chosen = board.gain(cell, CHOSEN)
@@ -62,8 +66,9 @@ def claims_table(verdicts: Sequence[Verdict]) -> str:
     return text + (f"\nNot decided, no cell run: {untouched} claims.\n" if untouched else "")
 
 
-def network_section(board: Board, network: str, blocks: Sequence[str]) -> str:
-    """Write all rows of a network: the references, then every block."""
+def network_section(board: Board, network: str, cells: Sequence[Cell]) -> str:
+    """Write all rows of a network: the references, then every block of its cells."""
+    blocks = list(dict.fromkeys(cell.block for cell in cells if cell.network == network))
     lines = [f"## {network}\n"]
     rows = [
         ["float, as trained", "", _untrained(board.reference(network, FLOAT)), ""],
@@ -77,7 +82,7 @@ def network_section(board: Board, network: str, blocks: Sequence[str]) -> str:
         lines.append(
             f"### {network}, {block}\n\nHAQ's {about.source}: {about.metric} on {about.hardware}.\n"
         )
-        lines.append(_block_table(board, network, block))
+        lines.append(_block_table(board, in_block(cells, network, block)))
     return "\n".join(lines)
 
 
@@ -94,9 +99,9 @@ def accuracy(result: Result, part: str) -> str:
     return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
 
 
-def _block_table(board: Board, network: str, block: str) -> str:
+def _block_table(board: Board, cells: Sequence[Cell]) -> str:
+    network, block, _ = cells[0]
     metric = BLOCKS[block].metric
-    cells = [Cell(network, block, budget) for budget in BLOCKS[block].budgets]
     found = [r for c in cells for m in (UNIFORM, *board.methods) if (r := board.at(c, m))]
     scale = Scale.of(metric, max((result.eight for result in found), default=1.0))
     unit = scale.unit or UNITS[metric]
