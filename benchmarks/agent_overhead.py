@@ -107,11 +107,11 @@ class Bare:
                 wanted = rewards + (1 - dones) * self.critic_target(pairs)
             loss = mse_loss(self.critic(torch.cat([states, actions], dim=1)), wanted)
             self.adams[1].zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             self.adams[1].step()
             loss = -self.critic(torch.cat([states, self.actor(states)], dim=1)).mean()
             self.adams[0].zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             self.adams[0].step()
             with torch.no_grad():
                 for net, target in (

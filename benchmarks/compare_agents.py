@@ -118,7 +118,8 @@ class Settings:
         """List the runs of a task, seed by seed, so that a part of them is a fair comparison."""
         if self.quick:
             few = ("random", "evolution", "greedy", "ppo", "residual-ppo")
-            seeds, evaluations, names = 2, 40, few if task == "yardstick" else (*few, "ilp-fit")
+            names: tuple[str, ...] = few if task == "yardstick" else (*few, "ilp-fit")
+            seeds, evaluations = 2, 40
         else:
             seeds, evaluations, names = PUBLISHED.get(task, PUBLISHED["digits:finetune"])
         evaluations = self.evaluations or evaluations
@@ -221,9 +222,9 @@ def fill(settings: Settings, console: Console) -> int:
                 abandon(pool)  # a run takes minutes, and is written at its end
                 raise
             job = futures.pop(done)
-            error = done.exception()
-            failed += error is not None
-            state = "done" if error is None else f"FAILED: {error!r}"
+            failure = done.exception()
+            failed += failure is not None
+            state = "done" if failure is None else f"FAILED: {failure!r}"
             clock = time.strftime("%H:%M:%S")
             console.print(f"{clock} {job.task}, {job.method}, seed {job.seed}: {state}")
 

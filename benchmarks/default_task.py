@@ -17,13 +17,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 import haq_env
+from haq_env.env import make_env
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -107,7 +107,7 @@ def main() -> None:
     torch.set_num_threads(1)  # sums depend on the number of threads; one repeats elsewhere
     settings = tyro.cli(Settings)
     console = Console(record=True, width=110)
-    task = gym.make(settings.env).unwrapped.task
+    task = make_env(settings.env).task
     recipe, seeds = RECIPES["finetune"], range(1000, 1000 + settings.finetune_seeds)
     start = time.perf_counter()
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import haq_env
-from haq_env.env import QuantizationEnv
+from haq_env.env import QuantizationEnv, make_env
 from haq_env.evaluation import Evaluation
 
 RESULTS = Path(__file__).parent / "results"
@@ -86,7 +86,7 @@ def main() -> None:
     steps = len(idle.task.space.steps)
     own = median(lambda: episode(idle, rng), 200)
     rows.append((f"environment's own work, {steps} steps with projection", own, 0.005))
-    env = gym.make("HAQ-BISMO-Edge-v0").unwrapped
+    env = make_env("HAQ-BISMO-Edge-v0")
     episode(env, rng)  # loads torch, data and weights, once
     rows.append(("an episode of the default task", median(lambda: episode(env, rng), 15), 1.0))
 

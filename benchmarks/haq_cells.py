@@ -20,8 +20,9 @@ from haq_env.data import Dataset
 from haq_env.data.store import digest
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
+from haq_env.evaluation.answers import Answer
 from haq_env.evaluation.cache import EvaluationCache
-from haq_env.evaluation.trained import Answer, TrainedEvaluator
+from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
 from haq_env.report.reproduction import (

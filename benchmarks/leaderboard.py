@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -131,7 +132,7 @@ class Run:
 # -- all of them -------------------------------------------------------------------------------
 
 # One line for each command.
-COMMANDS: dict[str, type[Command]] = {
+COMMANDS: dict[str, Callable[..., Command]] = {
     "run": Run,
     "submit": Submit,
     "verify": Verify,

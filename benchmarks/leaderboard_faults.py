@@ -74,11 +74,11 @@ class Snapshot:
     @classmethod
     def of(cls, folder: Path) -> Snapshot:
         """Read a folder, which a sweep may be writing to."""
-        rows = [row for row in Store(folder).rows() if row.outcome is not None]
-        outcomes = {row.cell: replace(row.outcome, seconds=0.0, charge=0.0) for row in rows}
+        rows = [(row, row.outcome) for row in Store(folder).rows() if row.outcome is not None]
+        outcomes = {row.cell: replace(outcome, seconds=0.0, charge=0.0) for row, outcome in rows}
         if len(outcomes) != len(rows):
             raise AssertionError("a run is there twice")
-        return cls(evaluations(folder), outcomes, {row.cell: row.attempts for row in rows})
+        return cls(evaluations(folder), outcomes, {row.cell: row.attempts for row, _ in rows})
 
     def lost(self, later: Snapshot) -> str:
         """Say what is not in a later one as it was; empty if nothing."""

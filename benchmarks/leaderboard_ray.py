@@ -72,7 +72,7 @@ def main() -> None:
             nodes.add_node(num_cpus=1)
             two = timed(cells, folder / "two", RayCluster(nodes.address, folder / "local"))
         finally:
-            nodes.shutdown()
+            nodes.shutdown()  # type: ignore[no-untyped-call]
         one = timed(cells, folder / "one", start_engine("inprocess", folder / "one"))
     evaluations = settings.runs * settings.evaluations
     print(f"{settings.runs} runs of {settings.evaluations} evaluations, load before: {load:.1f}")

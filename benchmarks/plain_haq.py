@@ -125,7 +125,8 @@ class PlainConv2d(_Quantized, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
-        return self._conv_forward(*self.quantized(input, self.weight), self.bias)
+        output: Tensor = self._conv_forward(*self.quantized(input, self.weight), self.bias)
+        return output
 
 
 class PlainLinear(_Quantized, nn.Linear):
@@ -235,7 +236,7 @@ class PlainEvaluator:
             for images, labels in DataLoader(self.train, self.recipe.batch_size, shuffle=True):
                 loss = F.cross_entropy(self.network(images), labels)
                 sgd.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 sgd.step()
                 done += 1
                 if done == self.recipe.steps:
@@ -326,10 +327,10 @@ class PlainDDPG:
             later = self.critic_target(following, self.actor_target(following))
         loss = F.mse_loss(self.critic(states, actions), rewards - self.baseline + goes_on * later)
         self.critic.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         self.critic_adam.step()
         self.actor.zero_grad()
-        (-self.critic(states, self.actor(states)).mean()).backward()
+        torch.autograd.backward(-self.critic(states, self.actor(states)).mean())
         self.actor_adam.step()
         pairs = ((self.actor_target, self.actor), (self.critic_target, self.critic))
         for target, source in pairs:

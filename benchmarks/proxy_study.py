@@ -169,7 +169,8 @@ class Study:
         path = self.folder / f"policy-{number:03d}.json"
         bits = self.policies[number]
         text = list(to_digits(bits))
-        record = read(path) if path.exists() else {"bits": text, "proxies": {}, "full": {}}
+        fresh: dict[str, Any] = {"bits": text, "proxies": {}, "full": {}}
+        record = read(path) if path.exists() else fresh
         if record["bits"] != text:
             raise InputError(f"{path} is of another policy: give another --out.")
         for name, recipe in self.short.items():
@@ -220,14 +221,14 @@ class Study:
         full = np.array([[r["full"][s]["test"] for s in self.full_seeds] for r in known.values()])
         truth = full.mean(axis=1)
         for name in self.short:
-            yield name, ranking([r["proxies"][name] for r in known.values()], truth)
+            yield name, ranking(np.array([r["proxies"][name] for r in known.values()]), truth)
         for method in self.settings.sensitivities:
             path = self.folder / f"sensitivity-{method}.json"
             if path.exists():
                 yield method, ranking(-np.array(read(path)["predicted"])[numbers], truth)
         if len(self.full_seeds) > 1:
             first = [record["full"][self.full_seeds[0]]["val"] for record in known.values()]
-            yield CEILING, ranking(first, full[:, 1])
+            yield CEILING, ranking(np.array(first), full[:, 1])
 
     @property
     def _evaluator(self) -> TrainedEvaluator:

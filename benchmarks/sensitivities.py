@@ -101,13 +101,13 @@ def main() -> None:
         f"seed {settings.seed}",
     )
     for name in SEARCHES:
-        cells, charge = [], "0"
+        cells, spent = [], "0"
         for count in settings.evaluations:
             history = SEARCH[name](task, count, settings.seed)
             cells.append(f"{history.best.accuracy:.2f}")
             if history.charge is not None:
-                charge = f"{history.charge.evaluations:.0f}"
-        best.add_row(name, *cells, charge)
+                spent = f"{history.charge.evaluations:.0f}"
+        best.add_row(name, *cells, spent)
     console.print(best)
     console.print(f"haq-env {haq_env.__version__}, {time.perf_counter() - start:.0f} s")
     RESULTS.mkdir(exist_ok=True)

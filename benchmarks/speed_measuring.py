@@ -58,14 +58,14 @@ class Net(NamedTuple):
         """Draw images of noise."""
         rng = np.random.default_rng(SEED)
         shape = (3, self.size, self.size)
-        parts = [
-            Split(
-                rng.integers(0, 256, (count, *shape), dtype=np.uint8),
-                rng.integers(0, CLASSES, count),
-            )
-            for count in (train, val, 1)
-        ]
-        return Dataset("noise", CLASSES, (0.5,) * 3, (0.25,) * 3, *parts)
+
+        def split(count: int) -> Split:
+            images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+            return Split(images, rng.integers(0, CLASSES, count))
+
+        return Dataset(
+            "noise", CLASSES, (0.5,) * 3, (0.25,) * 3, split(train), split(val), split(1)
+        )
 
     def images(self) -> Tensor:
         """Draw one batch, as the network takes it."""

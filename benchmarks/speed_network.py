@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from speed_measuring import (
     policies,
     quantized,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from haq_env.evaluation import RECIPES, Recipe, paths
@@ -60,24 +61,23 @@ def evaluation(quick: bool, _: int) -> list[Row]:
         data = net.data(max(net.bn, net.calibration), net.val)
         recipe = Recipe(steps=0, bn_images=net.bn)
         batch = min(128, net.batch)
+        int8 = TrainedEvaluator(Subject(module, data, layers, inference="int8"), recipe, reuse=0)
         sides = {
             "plain": plain_haq.PlainEvaluator(
                 module, layers, data, recipe, calibration=net.calibration, batch=batch
             ),
             # without prefix reuse: all policies begin alike, as those of a search need not
             "float": TrainedEvaluator(Subject(module, data, layers), recipe, reuse=0),
-            "int8": TrainedEvaluator(
-                Subject(module, data, layers, inference="int8"), recipe, reuse=0
-            ),
+            "int8": int8,
         }
         runs = {name: each(side, policies(layers)) for name, side in sides.items()}
         times = Times(runs, 1 if quick else 3)
         about = f"{net.label}, {net.bn} re-estimated, {net.val} validated"
         bound = 5 if net is RESNET20 else 8
-        if sides["int8"].bench.paths.name == "int8":
+        if int8.bench.paths.name == "int8":
             rows.append(times.faster(f"{about}: plain / int8", "int8", "plain", bound))
         else:
-            rows.append(Row(f"{about}: plain / int8", "", sides["int8"].bench.paths.note))
+            rows.append(Row(f"{about}: plain / int8", "", int8.bench.paths.note))
         rows.append(times.told(f"{about}: plain / float", "plain", "float"))
     return rows
 
@@ -105,7 +105,7 @@ def inference(quick: bool, _: int) -> list[Row]:
         try:
             runs["integer"] = no_gradient(IntegerNetwork.of(network), images)
             reason = ""
-            runs["conversion"] = lambda n=network: IntegerNetwork.of(n)
+            runs["conversion"] = partial(IntegerNetwork.of, network)
         except Unsupported as error:
             reason = f"not available: {error}"
         times = Times(runs, 3 if quick else 9)
@@ -147,7 +147,7 @@ def step(quick: bool, _: int) -> list[Row]:
                 for pixels, labels in batches:
                     loss = F.cross_entropy(module(pixels), labels)
                     sgd.zero_grad()
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     sgd.step()
 
             return run
@@ -156,7 +156,7 @@ def step(quick: bool, _: int) -> list[Row]:
             {
                 "float": loop(net.module()),
                 "plain": loop(plain(net, batches[0][0])),
-                "ours": lambda n=network, i=images, r=recipe: finetune(n, i, r, 0, n.after_step),
+                "ours": partial(finetune, network, images, recipe, 0, network.after_step),
             },
             3 if quick else 5,
         )
@@ -184,6 +184,15 @@ def calibration(quick: bool, _: int) -> list[Row]:
         own = QuantizedNetwork(module, layers, calibration_images=images)
         found = [own.module.get_submodule(name) for name in layers.names]
 
+        def clips(
+            own: QuantizedNetwork = own, found: list[nn.Module] = found, images: Tensor = images
+        ) -> list[LinearQuantizer]:
+            inputs = own.record_inputs(found, images)
+            return [
+                LinearQuantizer(layer, part.get_parameter("weight"), sample, Settings())
+                for layer, part, sample in zip(own.layers, found, inputs, strict=True)
+            ]
+
         def widths(
             bits: range,
             below: int,
@@ -203,10 +212,7 @@ def calibration(quick: bool, _: int) -> list[Row]:
 
         times = Times(
             {
-                "ours": lambda n=own, f=found, i=images: [
-                    LinearQuantizer(layer, part.weight, sample, Settings())
-                    for layer, part, sample in zip(n.layers, f, n.record_inputs(f, i), strict=True)
-                ],
+                "ours": clips,
                 "rule": widths(range(2, 9), below=5),
                 "all": widths(range(2, 9), below=9),
             },

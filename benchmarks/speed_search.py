@@ -58,7 +58,8 @@ def contest(
         return plain_haq.PlainDDPG(env(evaluator), SEED).episode
 
     own = env(TrainedEvaluator(Subject(module, data, layers), recipe))
-    steps, hits = len(own.task.space.steps), []
+    steps = len(own.task.space.steps)
+    hits: list[bool] = []
     agent = make_agent("haq-ddpg", own, SEED, 1)
 
     def ours() -> None:
