@@ -59,6 +59,34 @@ def open_folder(
     replace_file(path, text)
 
 
+def made_of(task: Task, checkpoint: Path | None) -> dict[str, str]:
+    """Return digests of weights and images that are not the package's: a resumed run has the same.
+
+    Args:
+        task: what is searched, with an evaluator that finetunes.
+        checkpoint: the file that the weights are from, if they were given as one.
+    """
+    import torch
+
+    from haq_env.data import load_dataset
+    from haq_env.evaluation.fingerprint import digest, raw
+    from haq_env.evaluation.trained import TrainedEvaluator
+
+    assert isinstance(task.evaluator, TrainedEvaluator)
+    subject, found = task.evaluator.subject, {}
+    if checkpoint is not None:
+        found["weights"] = digest([("file", checkpoint.read_bytes())])
+    elif not isinstance(subject.network, str):
+        state = subject.network.state_dict().items()
+        tensors = [(name, tensor) for name, tensor in state if torch.is_tensor(tensor)]
+        found["weights"] = digest(raw(name, tensor) for name, tensor in tensors)
+    if subject.dataset != "digits":
+        data = load_dataset(subject.dataset, **dict(subject.dataset_options))
+        files = data.about.get("sha256")  # of sets too large to be read for this
+        found["images"] = data.digest() if files is None else str(sorted(files.items()))
+    return found
+
+
 def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,10 +18,7 @@ from haq_env.errors import InputError
 if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
     from haq_env.env import QuantizationEnv
-    from haq_env.evaluation.recipe import Recipe
-    from haq_env.policy import Bits
     from haq_env.search.history import History
-    from haq_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -187,14 +184,14 @@ class Search:
         import torch
 
         from haq_env.agents.transfer import Source
-        from haq_env.evaluation.recipe import FINAL
-        from haq_env.run_folder import open_folder
+        from haq_env.commands.conclusion import conclude
+        from haq_env.run_folder import made_of, open_folder
 
         self.check()
         torch.set_num_threads(self.threads)
         source = None if self.transfer_from is None else Source.open(self.transfer_from)
         env = self._environment(source)
-        settings = {**self.record(), **self._weights(env.task), **_images(env.task)}
+        settings = {**self.record(), **made_of(env.task, self.checkpoint)}
         open_folder(self.out, settings, resume=self.resume, overwrite=self.overwrite)
         task = env.task
         budget = task.budget
@@ -211,7 +208,7 @@ class Search:
             why = "Stopped" if history.interrupted else f"{self.algo} was done"
             more = "; --resume goes on from here" if history.interrupted else ""
             console.print(f"{why} after {len(history) - 1} episodes{more}.")
-        self._finish(task, history, replace(FINAL, steps=self.final_steps), console)
+        conclude(self, task, history, console)
 
     def _environment(self, source: Source | None) -> QuantizationEnv:
         """Make the environment, and see that everything given fits it."""
@@ -247,22 +244,6 @@ class Search:
             )
         return env
 
-    def _weights(self, task: Task) -> dict[str, str]:
-        """Return a digest of weights that are not the package's: a resumed run has the same."""
-        import torch
-
-        from haq_env.evaluation.fingerprint import digest, raw
-        from haq_env.evaluation.trained import TrainedEvaluator
-
-        assert isinstance(task.evaluator, TrainedEvaluator)
-        network = task.evaluator.subject.network
-        if self.checkpoint is not None:
-            return {"weights": digest([("file", self.checkpoint.read_bytes())])}
-        if isinstance(network, str):
-            return {}
-        tensors = [(n, t) for n, t in network.state_dict().items() if torch.is_tensor(t)]
-        return {"weights": digest(raw(name, tensor) for name, tensor in tensors)}
-
     def _search(self, env: QuantizationEnv, source: Source | None, console: Console) -> History:
         from haq_env.agents.run import search_with_agent
         from haq_env.agents.transfer import apply_agent
@@ -296,77 +277,6 @@ class Search:
                 settings=self.agent_settings(),
                 **learned,
             )
-
-    def _finish(self, task: Task, history: History, recipe: Recipe, console: Console) -> None:
-        """Finetune the best policies and the uniform one, and write everything down."""
-        import torch
-
-        from haq_env.final import choose, finish, rows
-        from haq_env.report.tables import COMPARED, comparison_table
-        from haq_env.run_folder import NETWORK, save_policy
-
-        folder = self.out
-        seeds = tuple(range(self.seed + 1000, self.seed + 1000 + self.final_seeds))
-        with console.status(f"final finetuning of the {self.shortlist} best policies"):
-            # what an agent decides without a search is what it is
-            candidates = history if self.episodes else history[1:]
-            best = choose(task, candidates, recipe, self.seed + 2000, self.shortlist)
-        found, uniform = best.bits, task.uniform()
-        finals = {}
-        scratch = folder / f"{NETWORK}.part"
-        for name, bits in {"uniform": uniform, "found": found}.items():
-            with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
-                path = scratch if name == "found" else None
-                finals[name] = (bits, finish(task, bits, recipe, seeds, path))
-        about = {
-            "env": self.env,
-            "algorithm": self.algo,
-            "final_recipe": asdict(recipe),
-            "torch_threads": torch.get_num_threads(),
-        }
-        (folder / NETWORK).unlink(missing_ok=True)  # never that of another policy than the file's
-        path = save_policy(folder, task, history, best, finals, about)
-        if scratch.exists():
-            scratch.replace(folder / NETWORK)
-        console.print(comparison_table(rows(task, finals), (*COMPARED, task.budget.metric)))
-        if (found == uniform).all():
-            console.print("No policy was better than the uniform one.")
-        network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
-        plots = "plots" if self._plot(task, history, found) else "some of the plots"
-        console.print(
-            f"Written: {path} (the policy); beside it {network}episodes.csv, {plots}.", markup=False
-        )
-
-    def _plot(self, task: Task, history: History, found: Bits) -> bool:
-        """Draw what can be drawn, and warn of the rest: the policy has been found and written."""
-        from haq_env.report.plots import plot_bits, plot_search
-        from haq_env.report.roofline import plot_roofline
-
-        both = {"uniform": task.uniform(), "found": found}
-        try:
-            plot_bits(both, task.layers, self.out / "bits.png")
-            plot_search(history, history[0].accuracy, task.float_accuracy, self.out / "search.png")
-            if task.costs.roofs is not None and {"traffic", "latency"} <= task.costs.values.keys():
-                highest = {"8 bits": task.space.highest, "found": found}
-                plot_roofline(task.layers, task.costs, highest, self.out / "roofline.png")
-        except InputError as error:
-            print(f"warning: {error}", file=sys.stderr)
-            return False
-        return True
-
-
-def _images(task: Task) -> dict[str, str]:
-    """Return a digest of images that are not the package's: a resumed run has the same."""
-    from haq_env.data import load_dataset
-    from haq_env.evaluation.trained import TrainedEvaluator
-
-    assert isinstance(task.evaluator, TrainedEvaluator)
-    subject = task.evaluator.subject
-    if subject.dataset == "digits":
-        return {}
-    data = load_dataset(subject.dataset, **dict(subject.dataset_options))
-    files = data.about.get("sha256")  # of sets too large to be read for this
-    return {"images": data.digest() if files is None else str(sorted(files.items()))}
 
 
 def _number(budget: str | None) -> float | str | None:
