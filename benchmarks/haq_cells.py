@@ -22,6 +22,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.answers import Answer
 from haq_env.evaluation.cache import EvaluationCache
+from haq_env.evaluation.fingerprint import STEPS
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
@@ -80,9 +81,20 @@ class Job:
         return ", ".join(filter(None, (self.network, self.block, self.budget, self.method)))
 
     @property
+    def cell(self) -> tuple[str, str, str]:
+        """Network, block and budget."""
+        return self.network, self.block, self.budget
+
+    @property
     def searches(self) -> bool:
         """Whether policies are searched, or only one is measured."""
         return bool(self.block) and self.method != UNIFORM
+
+    def serves(self, search: Job) -> bool:
+        """Whether a search is held against this: its uniform policy, or a reference."""
+        if self.block:
+            return self.method == UNIFORM and self.cell == search.cell
+        return self.network == search.network and self.quantizer in ("", search.quantizer)
 
     def path(self, folder: Path) -> Path:
         """Where its result is kept."""
@@ -143,6 +155,8 @@ class Watched(TrainedEvaluator):
             "policy": policy,
             "recipe": asdict(recipe),
             "seed": seed,
+            "processor": processor(),
+            "steps": STEPS,
         }
         path = self._folder / f"{digest(asked)}.json"
         if path.exists():
@@ -272,6 +286,7 @@ class Lab:
             weights=self.weights,
             arithmetic=evaluator.kernels(bits),
             processor=processor(),
+            steps=STEPS,
             w_bits=digits[WEIGHT],
             a_bits=digits[ACTIVATION],
             val=tuple(each["val"] for each in finals),

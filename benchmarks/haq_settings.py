@@ -22,6 +22,7 @@ from haq_env.evaluation.bench import find_device
 from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, Result, ordered_cells, tighter_cells
+from haq_env.report.reproduction_claims import Board
 from haq_env.search.bayesian import check_installed
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
@@ -260,7 +261,7 @@ def images(settings: Settings) -> Dataset:
     return replace(data, **cut)
 
 
-def heading(settings: Settings, protocol: Protocol, rows: Collection[Result]) -> str:
+def heading(settings: Settings, protocol: Protocol, board: Board, rows: Collection[Result]) -> str:
     """Say what was run, so that it can be repeated."""
     final, search = protocol.final, protocol.search
     given = [f"--dataset {dataset_argument(settings.dataset)}"]
@@ -283,8 +284,11 @@ def heading(settings: Settings, protocol: Protocol, rows: Collection[Result]) ->
     note = f" ({protocol.note})" if protocol.note else ""
     used = sorted({(row.quantizer, row.arithmetic) for row in rows if row.quantizer})
     arithmetic = ", ".join(f"of {quantizer} bits {ARITHMETIC[how]}" for quantizer, how in used)
-    counts = Counter(row.processor for row in rows)
-    processors = "; ".join(f"{name}: {count} rows" for name, count in sorted(counts.items()))
+    counts = Counter(row.sums for row in rows)
+    processors = "; ".join(
+        f"{chr(ord('A') + number)}: {name}, training step {version} ({counts[name, version]} rows)"
+        for number, (name, version) in enumerate(board.kinds)
+    )
     image_error = 100 * 0.5 / protocol.test_images**0.5
     return f"""# HAQ's Tables 3 to 6, on {protocol.dataset}
 
@@ -304,10 +308,12 @@ def heading(settings: Settings, protocol: Protocol, rows: Collection[Result]) ->
   which chose nothing, measured {arithmetic or "nowhere yet"};
   ± is the standard error over finetuning seeds. That of the images is up to {image_error:.2f}
   points.
-- Finetuned on {processors or "nothing yet"}. Processors whose sums have other last digits
-  finetune to other weights from the same seed, see benchmarks/LEADERBOARD.md.
-- Gain: searched minus uniform, paired seed by seed. "best on held-out" is the method that is best
-  on the held-out images after finetuning: it has had the evaluations of all of them.
+- Finetuned on {processors or "nothing yet"}. Where sums have other last digits, another processor
+  or another version of the training step, the same seed ends in other weights, see
+  benchmarks/LEADERBOARD.md.
+- Gain: searched minus uniform, both finetuned with the same sums, paired seed by seed.
+  "best on held-out" is the method that is best on the held-out images after finetuning: it has had
+  the evaluations of all of them.
 - The paper's gains are those of its networks on ImageNet. Its Table 3 does not count the first and
   the last layer: nor does "8 bits / it, as the paper counts". Its Table 6 counts the first
   convolution at 32 bits; here it has 8.

@@ -43,6 +43,7 @@ from rich.console import Console
 from haq_env.data import Dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.cache import EvaluationCache
+from haq_env.evaluation.fingerprint import STEPS
 from haq_env.files import replace_file
 from haq_env.memory import keep_freed_memory
 from haq_env.networks.bundled import find_trained
@@ -56,6 +57,7 @@ from haq_env.report.reproduction import (
 )
 from haq_env.report.reproduction_claims import Board, verdicts
 from haq_env.report.reproduction_tables import claims_table, gains_table, network_section
+from haq_env.versions import processor
 
 EVERY = 20.0  # seconds between progress lines
 
@@ -127,7 +129,11 @@ class Progress:
 
 
 def finished(settings: Settings) -> dict[Job, Result]:
-    """Collect what has been run with the present weights: files, and the published CSV."""
+    """Collect what has been run with the present weights: files, and the published CSV.
+
+    What searches are held against counts as run only with this machine's sums, while there is a
+    search left that will be.
+    """
     jobs = all_jobs(settings)
     weights = {}
     for network in settings.networks:
@@ -135,14 +141,23 @@ def finished(settings: Settings) -> dict[Job, Result]:
         assert path is not None
         weights[network] = weights_digest(path)
     path = settings.results / f"{settings.name}.csv"
-    published = {each.key: each for each in (read_results(path) if path.exists() else [])}
-    found: dict[Job, Result] = {}
+    published: dict[tuple[str, ...], list[Result]] = {}
+    for row in read_results(path) if path.exists() else []:
+        published.setdefault(row.what, []).append(row)
+    here = processor(), STEPS
+    known = {}
     for job in jobs:
-        key = (job.network, job.block, job.budget, job.method, "" if job.block else job.quantizer)
-        for result in (load(job, settings.out / settings.name), published.get(key)):
-            if result is not None and result.weights == weights[job.network]:
-                found.setdefault(job, result)
-    return found
+        what = (job.network, job.block, job.budget, job.method, "" if job.block else job.quantizer)
+        results = [load(job, settings.out / settings.name), *published.get(what, [])]
+        there = [r for r in results if r is not None and r.weights == weights[job.network]]
+        if there:
+            known[job] = min(there, key=lambda result: result.sums != here)
+    left = [job for job in jobs if job.searches and job not in known]
+    return {
+        job: result
+        for job, result in known.items()
+        if result.sums == here or job.searches or not any(job.serves(other) for other in left)
+    }
 
 
 def same_protocol(settings: Settings, protocol: Protocol) -> None:
@@ -190,7 +205,7 @@ def same_arithmetic(rows: Iterable[Result]) -> None:
         other = first.setdefault((row.network, row.quantizer), row)
         if row.arithmetic != other.arithmetic:
             raise InputError(
-                f"{row.key} was measured in {row.arithmetic} and {other.key} in "
+                f"{row.what} was measured in {row.arithmetic} and {other.what} in "
                 f"{other.arithmetic}: on a machine without integer kernels give --inference float, "
                 "other --out and other --results."
             )
@@ -202,7 +217,7 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     rows = {each.key: each for each in (read_results(path) if path.exists() else [])}
     now = {result.network: result.weights for result in found.values()}
     # rows of weights that have been trained anew since are worth nothing beside these
-    rows = {key: row for key, row in rows.items() if row.weights == now.get(key[0], row.weights)}
+    rows = {k: row for k, row in rows.items() if row.weights == now.get(row.network, row.weights)}
     rows |= {result.key: result for result in found.values()}
     same_arithmetic(rows.values())
     write_results(rows.values(), path)
@@ -210,7 +225,8 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     others = [row.method for row in ran if row.method != UNIFORM]
     board = Board(rows.values(), tuple(dict.fromkeys((*settings.methods, *others))))
     cells = shown_cells(settings, [Cell(row.network, row.block, row.budget) for row in ran])
-    parts = [heading(settings, protocol, rows.values()), "## Gains\n", gains_table(board, cells)]
+    parts = [heading(settings, protocol, board, rows.values())]
+    parts += ["## Gains\n", gains_table(board, cells)]
     parts += ["## Claims\n", claims_table(verdicts(board, cells))]
     run_in = {(row.network, row.block) for row in ran}  # the first table says what was not run
     shown = [cell for cell in cells if cell[:2] in run_in]

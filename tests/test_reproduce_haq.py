@@ -17,6 +17,7 @@ from rich.console import Console
 from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
+from haq_env.evaluation.fingerprint import STEPS
 from haq_env.policy import uniform
 from haq_env.report.reproduction import (
     BLOCKS,
@@ -34,6 +35,7 @@ from haq_env.report.reproduction import (
 from haq_env.report.reproduction_claims import CHOSEN, MET, MISSED, OPEN, Board, verdicts
 from haq_env.report.reproduction_tables import claims_table, gains_table, network_section
 from haq_env.task import make_task
+from haq_env.versions import processor
 from haq_env.yardstick import yardstick
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -46,16 +48,16 @@ TINY += ["--epochs", "0.1"]
 def row(cell: Cell, method: str, *test: float, cost: float = 4.0, val: float = 60.0) -> Result:
     block = BLOCKS[cell.block]
     return Result(
-        *cell, method, block.quantizer, "abc", "int8", "mine", "8448", "8448", 10, 0.0, 70.0, NAN,
-        (val,) * len(test), test, cost, 4.0, 8.0, cost, 8.0, 1.0,
+        *cell, method, block.quantizer, "abc", "int8", "mine", 1, "8448", "8448", 10, 0.0, 70.0,
+        NAN, (val,) * len(test), test, cost, 4.0, 8.0, cost, 8.0, 1.0,
     )  # fmt: skip
 
 
 def eight(network: str, quantizer: str, *test: float) -> Result:
     nan = (NAN,) * 5
     return Result(
-        network, "", "", EIGHT, quantizer, "abc", "int8", "mine", "8888", "8888", 0, 0.0, NAN, NAN,
-        test, test, *nan, 1.0,
+        network, "", "", EIGHT, quantizer, "abc", "int8", "mine", 1, "8888", "8888", 0, 0.0, NAN,
+        NAN, test, test, *nan, 1.0,
     )  # fmt: skip
 
 
@@ -121,8 +123,8 @@ def test_what_was_not_run_decides_nothing_and_is_shown_as_not_run():
     # three of ResNet-20, and a reduction that no 8-bit row has been run for
     assert "Not decided, no cell run: 4 claims." in claims
     section = network_section(board, "mobilenet_v1_050", both)
-    # float and 8 bits: five accuracies; 8 bits once more in the block; three rows of methods
-    assert section.count("not run") == 5 + 2 + 3
+    # float and 8 bits: two accuracies each; three rows of methods
+    assert section.count("not run") == 2 + 2 + 3
 
 
 def test_a_budget_below_the_papers_counts_where_it_was_run_and_is_no_part_of_the_table_elsewhere():
@@ -172,6 +174,44 @@ def test_test_images_choose_no_method():
     assert (gain.method, gain.value) == ("evolution", 1.0)
 
 
+def test_gains_are_measured_from_the_uniform_policy_of_the_same_processor_and_training_step():
+    tight, other = (Cell("resnet20", f"{name}-latency", "w4a4") for name in ("edge", "cloud"))
+    results = [row(tight, UNIFORM, 60.0), row(tight, "ilp-fit", 61.0)]
+    results += [replace(row(tight, "evolution", 63.0), steps=2)]
+    board = Board(results, ["ilp-fit", "evolution"])
+    assert board.gain(tight, "ilp-fit").value == 1.0
+    assert board.gain(tight, "evolution") is None
+    assert "uniform not run there" in gains_table(board, [tight])
+    # the same uniform policy, finetuned alike for another budget
+    results += [replace(row(other, UNIFORM, 62.5, cost=3.0), steps=2)]
+    board = Board(results, ["ilp-fit", "evolution"])
+    assert board.gain(tight, "evolution").value == 0.5
+    assert " 60.00 / 62.50 " in gains_table(board, [tight])
+    section = network_section(board, "resnet20", [tight])
+    assert "| w4a4 | uniform | A |" in section
+    assert "| w4a4 | uniform | B |" in section
+    assert section.count("| 4.000 |") == 4  # costs are those of this cell, not of the other one
+
+
+def test_what_other_machines_have_searched_is_not_searched_again(modules, tmp_path):
+    _, haq_settings, reproduce_haq = modules
+    from haq_env.networks.bundled import WEIGHTS
+
+    now = reproduce_haq.weights_digest(WEIGHTS / "mobilenet_v1_digits.safetensors")
+    first, second, _ = cells("mobilenet_v1", "size")
+    published = [row(first, UNIFORM, 60.0), row(first, "ilp-fit", 61.0), row(second, UNIFORM, 62.0)]
+    published.append(eight("mobilenet_v1", "kmeans", 70.0))
+    published = [replace(each, weights=now, processor="of elsewhere") for each in published]
+    write_results(published, tmp_path / "results" / "digits.csv")
+    settings = haq_settings.Settings(
+        dataset="digits", networks=("mobilenet_v1",), blocks=("size",), methods=("ilp-fit",),
+        out=tmp_path / "out", results=tmp_path / "results",
+    )  # fmt: skip
+    found = reproduce_haq.finished(settings)
+    # what searches that are still to come are held against is measured here again
+    assert {(job.budget, job.method) for job in found} == {("w2a8", UNIFORM), ("w2a8", "ilp-fit")}
+
+
 def test_errors_are_paired_seed_by_seed():
     cell = Cell("resnet20", "size", "w2a8")
     results = [row(cell, UNIFORM, 60.0, 64.0, 62.0), row(cell, "ilp-fit", 61.0, 65.5, 63.5)]
@@ -201,9 +241,13 @@ def test_rows_are_written_exactly_and_a_damaged_file_is_named(tmp_path):
     first = path.read_bytes()
     write_results(read_results(path), path)
     assert path.read_bytes() == first
-    found = {each.key: each for each in read_results(path)}
+    found = {each.what: each for each in read_results(path)}
     assert found["resnet20", "", "", EIGHT, "linear"].test == (1 / 3, 2 / 3)
-    path.write_text(path.read_text().replace("70.0", "seventy"))
+    for cut in (1, 22, 28):  # a disk that was full once
+        path.write_bytes(first[:-cut])
+        with pytest.raises(InputError, match=r"rows\.csv.*(middle of a line|damaged)"):
+            read_results(path)
+    path.write_bytes(first.replace(b"70.0", b"seventy"))
     with pytest.raises(InputError, match=r"rows\.csv: a result is damaged"):
         read_results(path)
 
@@ -322,6 +366,10 @@ def test_published_rows_count_as_run_until_the_weights_are_others(modules, tmp_p
     now = haq_cells.weights_digest(WEIGHTS / "mobilenet_v1_digits.safetensors")
     cell = Cell("mobilenet_v1", "size", "w3a8")
     published = [replace(row(cell, UNIFORM, 60.0), weights=now), row(cell, "ilp-fit", 61.0)]
+    write_results(published, tmp_path / "results" / "digits.csv")
+    assert not reproduce_haq.finished(settings)  # neither of these weights nor of this machine
+    here = {"processor": processor(), "steps": STEPS}
+    published = [replace(each, **here) for each in published]
     write_results(published, tmp_path / "results" / "digits.csv")
     found = reproduce_haq.finished(settings)
     assert [(job.budget, job.method) for job in found] == [("w3a8", UNIFORM)]

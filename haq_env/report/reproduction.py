@@ -172,6 +172,7 @@ class Result:
         weights: digest of the checkpoint.
         arithmetic: what measured the accuracies: ``"int8"`` kernels or ``"float"``.
         processor: what finetuned it: the last digits of its sums move accuracies.
+        steps: version of the training step that finetuned it (`fingerprint.STEPS`), likewise.
         w_bits: a digit for each layer; empty for the float network.
         a_bits: likewise.
         evaluations: policies that the search has measured, the uniform one included.
@@ -197,6 +198,7 @@ class Result:
     weights: str
     arithmetic: str
     processor: str
+    steps: int
     w_bits: str
     a_bits: str
     evaluations: int
@@ -214,17 +216,27 @@ class Result:
 
     def __post_init__(self) -> None:
         if not self.test or len(self.val) != len(self.test):
-            raise InputError(f"{self.key}: one accuracy or more is needed, val as many as test.")
+            raise InputError(f"{self.what}: one accuracy or more is needed, val as many as test.")
         if not all(0 <= accuracy <= 100 for accuracy in (*self.val, *self.test)):
-            raise InputError(f"{self.key}: accuracies must be 0 to 100 percent.")
+            raise InputError(f"{self.what}: accuracies must be 0 to 100 percent.")
         if self.block and self.cost > self.limit * (1 + 1e-9):
-            raise InputError(f"{self.key}: the policy costs more than the budget.")
+            raise InputError(f"{self.what}: the policy costs more than the budget.")
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """Which result this is: network, block, budget, method; quantizer of a reference."""
+    def what(self) -> tuple[str, str, str, str, str]:
+        """What this is of: network, block, budget, method; quantizer of a reference."""
         quantizer = "" if self.block else self.quantizer
         return self.network, self.block, self.budget, self.method, quantizer
+
+    @property
+    def sums(self) -> tuple[str, int]:
+        """How sums are computed: accuracies differ seed by seed where this does."""
+        return self.processor, self.steps
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str, str, int]:
+        """Which result this is: of what, and where it was finetuned."""
+        return *self.what, *self.sums
 
     @property
     def reduction(self) -> float:
@@ -269,7 +281,7 @@ def from_record(record: Mapping[str, Any]) -> Result:
             elif field.type == "int":
                 value = int(value)
             elif field.type == "float":
-                value = math.nan if value in ("", None) else float(value)
+                value = math.nan if value == "" else float(value)
             values[field.name] = value
         return Result(**values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -286,7 +298,9 @@ def write_results(results: Iterable[Result], path: Path) -> None:
     names = [field.name for field in fields(Result)]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(to_record(each) for each in sorted(results, key=lambda each: each.key))
+    writer.writerows(
+        to_record(each) for each in sorted(results, key=lambda each: tuple(map(str, each.key)))
+    )
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.getvalue())
@@ -299,9 +313,12 @@ def read_results(path: Path) -> list[Result]:
         InputError: the file is missing or damaged.
     """
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode()), strict=True))
+        text = path.read_bytes().decode()
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}.") from error
+    if not text.endswith("\n"):
+        raise InputError(f"{path} ends in the middle of a line.")
     try:
         return [from_record(row) for row in rows]
     except InputError as error:

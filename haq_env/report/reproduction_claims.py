@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,6 +70,9 @@ class Verdict:
 class Board:
     """Results by what they are of.
 
+    Accuracies are subtracted only where both were finetuned with the same sums: on another
+    processor the same policy comes out by points higher or lower.
+
     Args:
         results: at most one of each key.
         methods: searches that are compared, in order.
@@ -77,14 +80,31 @@ class Board:
 
     def __init__(self, results: Iterable[Result], methods: Sequence[str]) -> None:
         self.methods = tuple(methods)
-        self._found = {result.key: result for result in results}
+        self._found: dict[tuple[str, ...], list[Result]] = {}
+        for result in results:
+            self._found.setdefault(result.what, []).append(result)
+        self._uniform = {
+            (*_policy(each), each.sums): each
+            for found in self._found.values()
+            for each in found
+            if each.method == UNIFORM
+        }
+
+    @property
+    def kinds(self) -> list[tuple[str, int]]:
+        """All kinds of sums that finetuned results."""
+        return sorted({each.sums for found in self._found.values() for each in found})
+
+    def letter(self, result: Result) -> str:
+        """Return what tables call a result's kind of sums: A, B, ..."""
+        return chr(ord("A") + self.kinds.index(result.sums))
 
     def __len__(self) -> int:
-        return len(self._found)
+        return sum(map(len, self._found.values()))
 
-    def reference(self, network: str, method: str, quantizer: str = "") -> Result | None:
-        """Return the float or the 8-bit network."""
-        return self._found.get((network, "", "", method, quantizer))
+    def references(self, network: str, method: str, quantizer: str = "") -> list[Result]:
+        """Return the float or the 8-bit network, from every kind of sums."""
+        return self._found.get((network, "", "", method, quantizer), [])
 
     def at(self, cell: Cell, method: str) -> Result | None:
         """Return what a method has reached in a cell, None where it was not run.
@@ -92,15 +112,46 @@ class Board:
         `CHOSEN` is the method that is best on the held-out images after the final finetuning, so
         that the test images choose nothing.
         """
-        if method != CHOSEN:
-            return self._found.get((*cell, method, ""))
-        run = [self._found.get((*cell, name, "")) for name in self.methods]
-        there = [result for result in run if result is not None]
-        return max(there, key=lambda each: each.mean_and_error("val")[0], default=None)
+        if method == CHOSEN:
+            run = [self.at(cell, name) for name in self.methods]
+            there = [result for result in run if result is not None]
+            return max(there, key=lambda each: each.mean_and_error("val")[0], default=None)
+        found = self._found.get((*cell, method, ""), [])
+        paired = [result for result in found if self.uniform_beside(result) is not None]
+        return next(iter(paired or found), None)
+
+    def uniform_beside(self, result: Result) -> Result | None:
+        """Return the uniform policy of a result's cell, finetuned with the same sums.
+
+        It may have been finetuned in another cell: there are budgets of the same uniform policy.
+        """
+        cell = (result.network, result.block, result.budget, UNIFORM, "")
+        found = self._found.get(cell, [])
+        for uniform in found:
+            if uniform.sums == result.sums:
+                return uniform
+        for uniform in found:
+            known = self._uniform.get((*_policy(uniform), result.sums))
+            if known is not None:  # the accuracies are of the policy, the costs of this cell
+                return replace(
+                    uniform,
+                    processor=known.processor,
+                    steps=known.steps,
+                    val=known.val,
+                    test=known.test,
+                )
+        return None
+
+    def uniforms(self, cell: Cell) -> list[Result]:
+        """Return what the gains of a cell are measured from, one for every kind of sums."""
+        run = [self.at(cell, method) for method in (UNIFORM, *self.methods)]
+        beside = [self.uniform_beside(result) for result in run if result is not None]
+        return list({each.sums: each for each in beside if each is not None}.values())
 
     def gain(self, cell: Cell, method: str) -> Gain | None:
         """Return searched minus uniform, None where either was not run."""
-        ours, uniform = self.at(cell, method), self.at(cell, UNIFORM)
+        ours = self.at(cell, method)
+        uniform = None if ours is None else self.uniform_beside(ours)
         if ours is None or uniform is None:
             return None
         value, error = mean_and_error(np.subtract(ours.test, uniform.test).tolist())
@@ -109,10 +160,18 @@ class Board:
     def loss(self, cell: Cell, method: str) -> float | None:
         """Return how far a searched policy is below 8 bits, in points on the test images."""
         ours = self.at(cell, method)
-        eight = self.reference(cell.network, EIGHT, BLOCKS[cell.block].quantizer)
-        if ours is None or eight is None:
-            return None
-        return eight.mean_and_error("test")[0] - ours.mean_and_error("test")[0]
+        return None if ours is None else self.below_eight(ours)
+
+    def below_eight(self, result: Result) -> float | None:
+        """Return how far a result is below 8 bits of the same sums, None where those are not."""
+        for eight in self.references(result.network, EIGHT, BLOCKS[result.block].quantizer):
+            if eight.sums == result.sums:
+                return eight.mean_and_error("test")[0] - result.mean_and_error("test")[0]
+        return None
+
+
+def _policy(result: Result) -> tuple[str, str, str, str]:
+    return result.network, result.quantizer, result.w_bits, result.a_bits
 
 
 def verdicts(board: Board, cells: Sequence[Cell]) -> list[Verdict]:

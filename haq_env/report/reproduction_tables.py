@@ -19,6 +19,8 @@ from haq_env.report.reproduction_claims import CHOSEN, Board, Verdict, in_block
 from haq_env.report.units import DASH, Scale
 
 NOT_RUN = "not run"
+NOT_PAIRED = "uniform not run there"  # with the same sums
+_NONE = (DASH, DASH)
 ROOM = "8 bits - uniform"  # what there is to gain
 
 
@@ -27,16 +29,17 @@ def gains_table(board: Board, cells: Sequence[Cell]) -> str:
 
     Args:
         board: the results.
-        cells: in the order in which they are shown; those without results say so.
+        cells: in the order in which they are shown; those without results say so. Where methods
+            of a cell were finetuned with different sums, there are as many uniform accuracies.
     """
     head = ["network", "block", "budget", "uniform, test %", ROOM]
     head += [*board.methods, CHOSEN, "paper's gain"]
     rows = []
     for cell in cells:
-        uniform, paper = board.at(cell, UNIFORM), paper_gain(cell)
-        room = board.loss(cell, UNIFORM)
-        row = [*cell, NOT_RUN if uniform is None else accuracy(uniform, "test")]
-        row.append(NOT_RUN if room is None else f"{room:+.2f}")
+        uniforms, paper = board.uniforms(cell), paper_gain(cell)
+        room = [board.below_eight(each) for each in uniforms]
+        row = [*cell, " / ".join(accuracy(each, "test") for each in uniforms) or NOT_RUN]
+        row.append(" / ".join(NOT_RUN if r is None else f"{r:+.2f}" for r in room) or NOT_RUN)
         for method in board.methods:
             row.append(_gain(board, cell, method))
         chosen = board.gain(cell, CHOSEN)
@@ -70,13 +73,20 @@ def network_section(board: Board, network: str, cells: Sequence[Cell]) -> str:
     """Write all rows of a network: the references, then every block of its cells."""
     blocks = list(dict.fromkeys(cell.block for cell in cells if cell.network == network))
     lines = [f"## {network}\n"]
-    rows = [
-        ["float, as trained", "", _untrained(board.reference(network, FLOAT)), ""],
-        ["float, finetuned alike", "", *_pair(board.reference(network, FLOAT))],
-    ]
+    rows = []
+    missing = [DASH, NOT_RUN, NOT_RUN]
+    for result in board.references(network, FLOAT):
+        rows.append(["float, as trained", "", DASH, f"{result.untrained:.2f}", ""])
+        rows.append(["float, finetuned alike", "", board.letter(result), *_pair(result)])
+    if not rows:
+        rows.append([FLOAT, "", *missing])
     for quantizer in dict.fromkeys(BLOCKS[block].quantizer for block in blocks):
-        rows.append([EIGHT, quantizer, *_pair(board.reference(network, EIGHT, quantizer))])
-    lines.append(markdown_table(["network", "quantizer", "test, %", "val, %"], rows, left=2))
+        found = board.references(network, EIGHT, quantizer)
+        rows += [[EIGHT, quantizer, board.letter(result), *_pair(result)] for result in found]
+        if not found:
+            rows.append([EIGHT, quantizer, *missing])
+    head = ["network", "quantizer", "on", "test, %", "val, %"]
+    lines.append(markdown_table(head, rows, left=3))
     for block in blocks:
         about = BLOCKS[block]
         lines.append(
@@ -105,17 +115,22 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
     found = [r for c in cells for m in (UNIFORM, *board.methods) if (r := board.at(c, m))]
     scale = Scale.of(metric, max((result.eight for result in found), default=1.0))
     unit = scale.unit or UNITS[metric]
-    head = ["budget", "method", "evaluations", "search val, %", "test, %", "val, %"]
+    head = ["budget", "method", "on", "evaluations", "search val, %", "test, %", "val, %"]
     head += [f"{metric}, {unit}", "of 8 bits", "8 bits / it, as the paper counts", "gain", "paper"]
-    eight = board.reference(network, EIGHT, BLOCKS[block].quantizer)
     cost = scale.write(found[0].eight) if found else NOT_RUN
-    rows = [[DASH, EIGHT, DASH, DASH, *_pair(eight), cost, "1.000", "1.00", DASH, DASH]]
+    used = {result.sums for result in found}
+    rows = [
+        [DASH, EIGHT, board.letter(eight), DASH, DASH, *_pair(eight), cost, "1.000", "1.00", *_NONE]
+        for eight in board.references(network, EIGHT, BLOCKS[block].quantizer)
+        if eight.sums in used
+    ]
     for cell in cells:
         paper = paper_gain(cell)
-        for method in (UNIFORM, *board.methods):
-            result = board.at(cell, method)
+        searches = [(method, board.at(cell, method)) for method in board.methods]
+        uniforms: list[Result | None] = [*board.uniforms(cell)] or [None]
+        for method, result in (*((UNIFORM, each) for each in uniforms), *searches):
             if result is None:
-                rows.append([cell.budget, method, NOT_RUN, *[DASH] * (len(head) - 3)])
+                rows.append([cell.budget, method, DASH, NOT_RUN, *[DASH] * (len(head) - 4)])
                 continue
             searched = method != UNIFORM
             charge = f" + {result.charge:.1f}" if result.charge else ""
@@ -123,6 +138,7 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
                 [
                     cell.budget,
                     method,
+                    board.letter(result),
                     f"{result.evaluations}{charge}",
                     f"{result.searched:.2f}",
                     *_pair(result),
@@ -133,21 +149,15 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
                     DASH if paper is None or not searched else f"{paper:+.2f}",
                 ]
             )
-    return markdown_table(head, rows, left=2)
+    return markdown_table(head, rows, left=3)
 
 
 def _gain(board: Board, cell: Cell, method: str) -> str:
     gain = board.gain(cell, method)
     if gain is None:
-        return NOT_RUN
+        return NOT_RUN if board.at(cell, method) is None else NOT_PAIRED
     return f"{gain.value:+.2f}" + ("" if math.isnan(gain.error) else f" ± {gain.error:.2f}")
 
 
-def _pair(result: Result | None) -> list[str]:
-    if result is None:
-        return [NOT_RUN, NOT_RUN]
+def _pair(result: Result) -> list[str]:
     return [accuracy(result, "test"), accuracy(result, "val")]
-
-
-def _untrained(result: Result | None) -> str:
-    return NOT_RUN if result is None else f"{result.untrained:.2f}"
