@@ -170,7 +170,14 @@ def work(job: Job, folder: Path) -> Job:
 
 def load(job: Job, folder: Path) -> Run:
     """Read a finished run."""
-    record = json.loads(job.path(folder).read_text(encoding="utf-8"))
+    path = job.path(folder)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        [record[name] for name in ("trials", "charge", "seconds")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error!r}): remove it, and it is run again."
+        ) from error
     best = np.maximum.accumulate([accuracy for *_, accuracy in record["trials"]])
     # a cache may know policies of other runs too: what counts is what this run has asked twice
     repeats = len(best) - len({(w, a) for w, a, _ in record["trials"]})
@@ -256,6 +263,12 @@ def references(task: str, runs: Sequence[Run]) -> list[Reference]:
     found = []
     for name in sorted({run.task for run in runs}):
         own = [run for run in runs if run.task == name]
+        if len({run.best_so_far[0] for run in own}) > 1:
+            raise InputError(
+                f"runs of {name} begin with uniform bits of different accuracies: they are from "
+                "processors, or versions, whose sums have other last digits, and do not compare. "
+                "Give another --results."
+            )
         best = max(run.best_so_far[-1] for run in own)
         limit = optimum(yardstick(int(name.split()[1]))) if task == "yardstick" else None
         found.append(Reference(name, unit, own[0].best_so_far[0], best, limit))

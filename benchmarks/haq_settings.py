@@ -169,6 +169,8 @@ class Settings(OfDataset):
 
 def checked(settings: Settings) -> Settings:
     """Fill in what was not given, and refuse what cannot be before anything is spent."""
+    if not settings.blocks:
+        raise InputError("blocks: at least one is needed.")
     for block in settings.blocks:
         if block not in BLOCKS:
             raise unknown_name("block", block, BLOCKS)

@@ -30,8 +30,11 @@ class Settings:
 
 def policies(path: Path) -> dict[tuple[str, ...], list[float]]:
     """Read accuracies by track and bits: held out, then on test images for each fresh seed."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["policies"]
-    return {tuple(row[:3]): row[5:] for row in rows}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["policies"]
+        return {tuple(row[:3]): row[5:] for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"error: {path} holds no verified policies: {error!r}.") from error
 
 
 def line(name: str, here: list[float], there: list[float]) -> str:

@@ -17,6 +17,7 @@ Writes proxy_rank_DATASET.md and .csv into benchmarks/results.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import sys
@@ -38,6 +39,7 @@ import haq_env
 from haq_env.data import dataset_argument
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation.bench import find_device
+from haq_env.files import replace_file, writing
 from haq_env.memory import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 from haq_env.report.estimates import Estimate
@@ -134,7 +136,8 @@ def section(study: Study) -> str:
         rows.append([name, *both, f"{found.overlap:.2f}"])
     head = ["proxy", "Spearman's rho", "Kendall's tau", "best quarter in common"]
     lines.append(markdown_table(head, rows))
-    passed = [name for name in study.short if rhos[name] >= GATE]
+    cheapest = sorted(study.short, key=lambda name: study.short[name].steps)
+    passed = [name for name in cheapest if rhos[name] >= GATE]
     state = "met" if rhos["ptq_bn"] >= GATE else "NOT MET"
     state = state if len(known) >= ENOUGH else "not decided"
     default = passed[0] if passed else "none"
@@ -172,24 +175,26 @@ def report(settings: Settings, studies: list[Study]) -> Path:
         f"{'; ' if notes else ''}{', '.join(notes)}\n"
     ]
     parts += [section(study) for study in studies]
-    settings.results.mkdir(parents=True, exist_ok=True)
     path = settings.results / f"proxy_rank_{settings.name}.md"
-    path.write_text("\n".join(parts), encoding="utf-8")
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["network", "policy", "w_bits", "a_bits", "quantity", "val", "truth"])
-        for study in studies:
-            for number, record in study.complete().items():
-                start = [study.network, number, *record["bits"]]
-                for name, value in record["proxies"].items():
-                    writer.writerow([*start, name, value, ""])
-                for seed, both in record["full"].items():
-                    writer.writerow([*start, f"full, seed {seed}", both["val"], both["test"]])
-            for method in settings.sensitivities:
-                table = study.folder / f"sensitivity-{method}.json"
-                if table.exists():
-                    for number, value in enumerate(read(table)["predicted"]):
-                        writer.writerow([study.network, number, "", "", method, value, ""])
+    numbers = io.StringIO()
+    writer = csv.writer(numbers, lineterminator="\n")
+    writer.writerow(["network", "policy", "w_bits", "a_bits", "quantity", "val", "truth"])
+    for study in studies:
+        for number, record in study.complete().items():
+            start = [study.network, number, *record["bits"]]
+            for name, value in record["proxies"].items():
+                writer.writerow([*start, name, value, ""])
+            for seed, both in record["full"].items():
+                writer.writerow([*start, f"full, seed {seed}", both["val"], both["test"]])
+        for method in settings.sensitivities:
+            table = study.folder / f"sensitivity-{method}.json"
+            if table.exists():
+                for number, value in enumerate(read(table)["predicted"]):
+                    writer.writerow([study.network, number, "", "", method, value, ""])
+    with writing(path):
+        settings.results.mkdir(parents=True, exist_ok=True)
+    replace_file(path.with_suffix(".csv"), numbers.getvalue())
+    replace_file(path, "\n".join(parts))
     return path
 
 

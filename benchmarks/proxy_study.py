@@ -18,7 +18,7 @@ from sensitivities import equal_cost
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
-from haq_env.evaluation.fingerprint import ANSWERS
+from haq_env.evaluation.fingerprint import ANSWERS, STEPS
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks.bundled import find_trained
 from haq_env.policy import ACTIVATION, WEIGHT, Bits, to_digits
@@ -26,6 +26,7 @@ from haq_env.report.ranking import Ranking, ranking
 from haq_env.search.sensitivity import METHODS, measure_sensitivity
 from haq_env.space import BitSpace
 from haq_env.task import Task, make_task
+from haq_env.versions import processor
 
 RESULTS = Path(__file__).parent / "results"
 WIDTHS = (2, 3, 4, 5)
@@ -158,6 +159,8 @@ class Study:
             "images": self.images,
             "pixels": data.digest(),
             "answers": ANSWERS,
+            "training_step": STEPS,
+            "processor": processor(),
             "versions": {"torch": torch.__version__.partition("+")[0], "numpy": np.__version__},
         }
         if settings.draw == "budget":  # what costs the same depends on the machine

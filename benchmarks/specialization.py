@@ -39,7 +39,7 @@ from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import FINAL, Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
-from haq_env.files import replace_file
+from haq_env.files import replace_file, writing
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
 from haq_env.memory import keep_freed_memory
@@ -197,7 +197,6 @@ def searched(console: Console, settings: Settings) -> int:
         for row, device in enumerate(DEVICES[:2])
     }
     if settings.writes:
-        settings.out.mkdir(parents=True, exist_ok=True)
         plot_specialization(titles, first.layers, settings.out / f"{settings.stem}.png")
     return verdict(console, costs)
 
@@ -237,6 +236,9 @@ def main() -> None:
     start = time.perf_counter()
     try:
         settings.check()
+        if settings.writes:
+            with writing(settings.out):  # now, not in hours
+                settings.out.mkdir(parents=True, exist_ok=True)
         missed = searched(console, settings)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -147,7 +147,7 @@ def test_another_submission_of_random_policies_takes_the_baseline_from_nobody(ve
     ours, theirs = replace(verified, name="baselines"), made(("random",), "theirs")
     rows = Standings([ours, theirs], repetitions=20).rows
     own = {row.entry: row.over_baseline for row in rows}
-    assert own.pop("random (baselines)") is None
+    assert own.pop("random (haq-env)") is None
     assert all(value is not None for value in own.values())
 
 
@@ -160,6 +160,43 @@ def test_random_runs_of_somebody_else_decide_about_no_track(verified):
     lone = Standings([agents, made(("random",), "theirs", tracks=TRACKS[:1])], repetitions=20)
     assert [*lone.anchors] == [track]
     assert all(row.over_baseline is None for row in lone.rows)
+
+
+def test_submissions_of_this_package_are_one_owners(verified):
+    later = "digits-bismo-edge-w4a2"
+    ours = replace(verified, name="baselines")
+    more = replace(made(("random", "sac"), tracks=(later,)), name="more", title="Later")
+    found = Standings([ours, more], repetitions=20)
+    assert [*found.anchors] == sorted((*TRACKS, later))  # the baseline has run on all of them
+    assert {row.entry: row.tracks for row in found.rows} == {
+        "random": (4, 4),
+        "sac": (4, 4),
+        "evolution": (3, 4),
+    }
+    assert next(row for row in found.rows if row.entry == "sac").submission == "A test; Later"
+    seeds = [(run.cell.track, run.cell.seed) for run in found.entries["sac"]]
+    assert seeds == sorted(seeds)
+    twice = replace(made(("sac",), tracks=TRACKS[:1], seeds=1), name="agents")
+    with pytest.raises(InputError, match="is in agents and in baselines: once is enough"):
+        Standings([replace(twice, policies=ours.policies, runs=ours.runs[-1:]), ours])
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        ("__d__ a_b", r"\_\_d\_\_ a_b"),
+        ("see https://evil.example now", "see https&#58;//evil.example now"),
+        ("www.evil.example, ada@evil.example", "www&#46;evil.example, ada&#64;evil.example"),
+        ("<https://evil.example>", "&lt;https&#58;//evil.example>"),
+    ],
+)
+def test_a_title_is_only_text_and_the_address_of_code_is_that_address(title, shown):
+    code = "https://git.example/~ada/_search?a=1&b=_c"
+    about = {"title": title, "code": code}
+    text = markdown([made(("random", "sac"), "theirs", tracks=TRACKS[:1], **about)])
+    row = next(line for line in text.splitlines() if line.startswith("| theirs |"))
+    cells = [cell.strip() for cell in row.strip("|").split(" | ")]
+    assert (cells[2], cells[5]) == (shown, f"<{code}>")
 
 
 def test_names_with_markup_are_text_in_the_table():

@@ -556,6 +556,23 @@ def test_a_fine_run_that_is_published_as_refused_is_a_failure(submitted, choice,
     assert "it is published as refused, and nothing is wrong with it" in capsys.readouterr().out
 
 
+def test_a_refusal_is_not_disproved_where_sums_have_other_last_digits(submitted, choice):
+    edit(submitted, 0, lambda r: r["steps"][-1].update(accuracy=r["steps"][-1]["accuracy"] + 3))
+    assert Verify((submitted,), cache=choice.cache, jobs=1).run(Console()) == 1
+    submission = read_submission(submitted)
+    elsewhere = "0123456789abcdef"
+    claims = [
+        replace(c, outcome=replace(c.outcome, arithmetic=elsewhere)) for c in submission.claims
+    ]
+    _, found = verify(submission, choice)
+    assert len(found.refused) == 1  # 3 points are too many on the claim's own arithmetic
+    verdicts, _ = verify(
+        replace(submission, claims=tuple(claims)), choice,
+        published=replace(found, arithmetic=elsewhere),
+    )  # fmt: skip
+    assert not any(verdict.reasons for verdict in verdicts)
+
+
 def test_numbers_from_another_arithmetic_are_said_to_be_held_against_less(
     submitted, choice, capsys
 ):
@@ -627,6 +644,13 @@ def test_nothing_is_written_through_a_link_in_the_folder(submitted, choice, tmp_
     assert Verify((submitted,), cache=choice.cache, jobs=1).run(Console()) == 0
     assert outside.read_text() == "precious"
     assert not (submitted / "verified.json").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["zero\u200bwidth", "n" * 201])
+def test_a_folder_whose_name_no_table_could_show_is_refused(submitted, tmp_path, name):
+    submitted.rename(tmp_path / name)
+    with pytest.raises(InputError, match="must have a name of at most 200 printable characters"):
+        read_submission(tmp_path / name)
 
 
 def test_a_folder_that_is_a_link_is_refused(submitted, tmp_path):

@@ -161,7 +161,7 @@ def _curves(standings: Standings, track: str) -> dict[str, Any]:
         curves = np.array([[run.best_after(n).accuracy for n in grid] for run in runs])
         lines.append(_line(index, grid, [curves]))
     uniform = every[0].steps[0][1].accuracy
-    best = max(_end(run).accuracy for run in every)
+    best = max(run.best_after(run.cell.evaluations).accuracy for run in every)
     return {
         "unit": "held-out accuracy, %",
         "step": True,

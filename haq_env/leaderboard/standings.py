@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Suite, checkpoints, find_track
+from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Cell, Suite, checkpoints, find_track
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
 from haq_env.report import estimates
 from haq_env.report.estimates import Array, Estimate
 
 BASELINE = "random"
 OWN = ("baselines", "transfer", "cifar10", "agents", "more")  # this package's own submissions
+PACKAGE = "haq-env"  # their owner
 LEVELS = (0.5, 0.9)  # scores that runs are expected to reach
 
 
@@ -119,10 +120,9 @@ class Standings:
         self.entries, self._titles, baselines = _entries(submissions)
         if not self.entries:
             raise InputError("there is no verified run.")
-        ours = [baselines[name] for name in OWN if name in baselines]
-        if not ours and not any(each.name in OWN for each in submissions):
-            ours = list(baselines.values())  # a report on runs of somebody's own
-        self._baseline = ours[0] if ours else None
+        self._baseline = baselines.get(PACKAGE)
+        if not any(each.name in OWN for each in submissions):  # a report on runs of somebody's own
+            self._baseline = next(iter(baselines.values()), None)
         every = [run for runs in self.entries.values() for run in runs]
         self.suite = _one_suite(every)
         self._seeds: dict[tuple[str, str], set[int]] = {}
@@ -317,24 +317,40 @@ def _key(policy: Scored) -> tuple[str, str, str]:
 def _entries(
     submissions: Sequence[Verified],
 ) -> tuple[dict[str, list[VerifiedRun]], dict[str, str], dict[str, str]]:
-    """Gather runs by entry, titles of submissions by entry, and `BASELINE`s by submission."""
+    """Gather runs by entry, titles of submissions by entry, and `BASELINE`s by owner.
+
+    This package's submissions have one owner: what they have of one method is one entry.
+    """
     ordered = sorted(submissions, key=lambda each: each.name)
     known = _policies(submissions)
-    owners: dict[str, list[str]] = {}
+    owners: dict[str, dict[str, None]] = {}
     for each in ordered:
         for method in sorted({run.cell.method for run in each.runs}):
-            owners.setdefault(method, []).append(each.name)
+            owners.setdefault(method, {})[_owner(each)] = None
     entries: dict[str, list[VerifiedRun]] = {}
-    titles, baselines = {}, {}
+    titles: dict[str, dict[str, None]] = {}
+    baselines: dict[str, str] = {}
+    source: dict[tuple[str, Cell], str] = {}
     for each in ordered:
+        owner = _owner(each)
         for run in sorted(each.runs, key=lambda run: (run.cell.track, run.cell.seed)):
+            first = source.setdefault((owner, replace(run.cell, evaluations=1)), each.name)
+            if first != each.name:
+                raise InputError(f"{run.cell} is in {first} and in {each.name}: once is enough.")
             if run.cell.seed not in SEEDS:
                 raise InputError(f"{run.cell} is outside the protocol: it is for tuning.")
             method = run.cell.method
-            name = method if len(owners[method]) == 1 else f"{method} ({each.name})"
+            name = method if len(owners[method]) == 1 else f"{method} ({owner})"
             same = tuple((number, known[_key(policy)]) for number, policy in run.steps)
             entries.setdefault(name, []).append(replace(run, steps=same))
-            titles[name] = each.title
+            titles.setdefault(name, {})[each.title] = None
             if method == BASELINE:
-                baselines[each.name] = name
-    return dict(sorted(entries.items())), titles, baselines
+                baselines[owner] = name
+    for runs in entries.values():
+        runs.sort(key=lambda run: (run.cell.track, run.cell.seed))
+    joined = {name: "; ".join(each) for name, each in titles.items()}
+    return dict(sorted(entries.items())), joined, baselines
+
+
+def _owner(submission: Verified) -> str:
+    return PACKAGE if submission.name in OWN else submission.name

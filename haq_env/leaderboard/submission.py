@@ -34,6 +34,7 @@ MANIFEST, RUNS = "manifest.json", "runs.jsonl"
 MANIFEST_BYTES, RUNS_BYTES = 1_000_000, 20_000_000  # what is read of a file at most
 MOST_RUNS, MOST_LAYERS = 20_000, 1000
 METHOD = "[a-z0-9-]{1,40}"  # names of methods, of one's own too
+LONGEST_NAME = 200  # characters of a folder, see `Fields.text`
 CODE = r"(https://[A-Za-z0-9._~/#?=&%@:+-]{1,300})?"
 
 
@@ -172,6 +173,12 @@ def read_submission(folder: str | Path) -> Submission:
         raise InputError(f"{folder} is a link: give the folder itself.")
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}.")
+    name = folder.resolve().name
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise InputError(
+            f"the folder {name[:LONGEST_NAME]!r} must have a name of at most {LONGEST_NAME} "
+            "printable characters."
+        )
     head = read_text(folder, MANIFEST, MANIFEST_BYTES)
     fields = Fields(parse(head, MANIFEST), MANIFEST)
     version = fields.integer("protocol")
@@ -198,10 +205,10 @@ def read_submission(folder: str | Path) -> Submission:
             raise InputError(f"{RUNS}, line {row}: {cell} is there twice.")
         seen.add(key)
     digests = {
-        name: hashlib.sha256(content.encode()).hexdigest()
-        for name, content in ((MANIFEST, head), (RUNS, text))
+        file: hashlib.sha256(content.encode()).hexdigest()
+        for file, content in ((MANIFEST, head), (RUNS, text))
     }
-    return Submission(folder.resolve().name, manifest, tuple(claims), digests)
+    return Submission(name, manifest, tuple(claims), digests)
 
 
 def _run_record(outcome: Outcome, task: Task) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def _tracks(found: Standings) -> list[str]:
             f"{anchor.best.score:.2f}",
             f"{anchor.best.accuracy:.2f}",
             ", ".join(anchor.by),
-            f"`{anchor.best.w_bits}`",
-            f"`{anchor.best.a_bits}`",
+            _Written(f"`{anchor.best.w_bits}`"),
+            _Written(f"`{anchor.best.a_bits}`"),
         ]
         for track, anchor in found.anchors.items()
     ]
@@ -135,7 +135,7 @@ def _submissions(submissions: Sequence[Verified]) -> list[str]:
             each.title,
             str(len(each.runs)),
             str(len(each.refused)),
-            each.code or "this package",
+            _Written(f"<{each.code}>") if each.code else "this package",
             each.environment_changed or "no",
             each.hardware or DASH,
             hours(each),
@@ -151,17 +151,22 @@ def hours(submission: Verified) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = [":---"] * len(head)
+    rule = [_Written(":---")] * len(head)
     return [f"| {' | '.join(map(_escaped, cells))} |" for cells in (head, rule, *rows)]
 
 
+class _Written(str):
+    """A cell that is Markdown already."""
+
+
 def _escaped(cell: str) -> str:
-    """Write a cell so that names with HTML or Markdown in them are only text."""
-    if re.fullmatch(r":---|`[1-8]+`", cell):
+    """Write a cell so that names with HTML, Markdown or addresses in them are only text."""
+    if isinstance(cell, _Written):
         return cell
-    return re.sub(
-        r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", cell.replace("&", "&amp;").replace("<", "&lt;")
-    )
+    text = cell.replace("&", "&amp;").replace("<", "&lt;")
+    text = re.sub(r"([\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)
+    text = re.sub(r"(?i)(?<=\bwww)\.", "&#46;", text)
+    return text.replace("://", "&#58;//").replace("@", "&#64;")
 
 
 def _interval(found: Estimate | None, decimals: int, factor: float = 1.0) -> str:
