@@ -59,7 +59,8 @@ class CostTable:
         constants: metric to the cost of what is not quantized, in the same unit.
         notes: labels that must stand beside the numbers ("assumed power", "monotone").
         roofs: limits for the roofline, or None if the source does not tell them.
-        metric: the first metric that makes sense as a budget, used where none is named.
+        metric: the first metric that makes sense as a budget, used where none is named; the first
+            one of the values if they have no such one.
         missing: metric to the reason why this hardware does not model it, one sentence.
     """
 
@@ -79,6 +80,10 @@ class CostTable:
         # integers of hardware counters and short floats would overflow in sums
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "values", {m: _numbers(self, m) for m in self.values})
+        if self.metric not in UNITS:
+            raise unknown_name("metric", self.metric, UNITS)
+        if self.metric not in self.values:
+            object.__setattr__(self, "metric", next(iter(self.values), self.metric))
         for metric, grid in self.values.items():
             if metric not in UNITS:
                 raise unknown_name("metric", metric, UNITS)

@@ -125,7 +125,14 @@ class BitChoice:
             return {n: build[n] for n in names if n in build}
         match record.get("input_shape"):
             case [int(channels), int(height), int(width)] if height == width:
-                return {"in_channels": channels, "image_size": height}
+                known = {"in_channels": channels, "image_size": height}
+                classes = record.get("classes")
+                return {**known, "classes": classes} if isinstance(classes, int) else known
+            case [_, int(height), int(width)]:
+                raise InputError(
+                    f"the policy is for images of {height} x {width} pixels, and only square ones "
+                    "can be asked for here: use haq_env.make_task."
+                )
         return {}
 
     @property

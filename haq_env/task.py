@@ -206,8 +206,10 @@ def make_task(
             raise unknown_name(what, given, known)
     if metric is not None and metric not in UNITS:
         raise unknown_name("metric", metric, UNITS)
+    about: dict[str, Any] = {}
     if isinstance(network, str) and ":" in network and checkpoint is None:
         network, dataset = _users_own(network, dataset)
+        about["classes"] = dataset.classes  # what the factory was asked for
     found = find_trained(network, dataset, checkpoint, layers)
     costs = cost_table(hardware, found.layers)
     space = BitSpace.of(found.layers, bits, weights_only=_weights_only(quantizer))
@@ -218,7 +220,7 @@ def make_task(
     tier = recipe.name if isinstance(recipe, Recipe) else type(evaluator).__name__
     if isinstance(recipe, Recipe):
         subject = Subject(
-            network=network,
+            network=_apart(network),
             dataset=dataset,
             layers=found.layers,
             checkpoint=found.checkpoint,
@@ -263,6 +265,7 @@ def make_task(
         "evaluator": tier,
         "fill_up": fill_up,
         "seed": int(seed),
+        **about,
     }
     if early_stopping is not None:
         settings["early_stopping"] = float(early_stopping)
@@ -278,6 +281,15 @@ def _weights_only(quantizer: str) -> bool:
     from haq_env.quantization import QUANTIZERS
 
     return bool(getattr(QUANTIZERS[quantizer], "weights_only", False))
+
+
+def _apart(network: str | nn.Module) -> str | nn.Module:
+    """Copy a network that its owner may go on training."""
+    if isinstance(network, str):
+        return network
+    from haq_env.quantization.network import copied
+
+    return copied(network)
 
 
 def _cache(path: str | Path | None) -> EvaluationCache | None:

@@ -187,6 +187,39 @@ def test_a_policy_of_ones_own_network_is_priced_for_its_images(tmp_path: Path) -
     assert last["in_channels"] == 4 * 10 * 10
 
 
+def test_a_policy_of_ones_own_network_is_priced_for_its_classes(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "from haq_env.data import load_dataset\n"
+        "def data(): return load_dataset('digits')\n"
+        "def net(classes, in_channels, image_size): return nn.Sequential(\n"
+        "    nn.Conv2d(in_channels, 4, 3), nn.Flatten(),\n"
+        "    nn.Linear(4 * (image_size - 2) ** 2, 32),\n"
+        "    nn.ReLU(), nn.Linear(32, classes))\n"
+    )
+    code = (
+        "from haq_env import make_task\n"
+        "task = make_task('mine:net', 'mine:data', evaluator='ptq_bn', budget='w4a4')\n"
+        "task.policy(task.uniform()).save('policy.json')\n"
+        "print(task.cost(task.uniform()))\n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    done = process("cost", "mine:net", "--policy", "policy.json", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert found["layers"][-1]["out_channels"] == 10
+    assert found["totals"]["latency"]["value"] == pytest.approx(float(made.stdout), rel=1e-12)
+
+
+def test_a_policy_for_images_that_are_not_square_is_not_priced_for_others(tmp_path: Path) -> None:
+    record = {"network": "Sequential", "build": {}, "input_shape": [1, 12, 20]}
+    Policy(np.full((2, 2), 4), ("0", "2"), record).save(tmp_path / "policy.json")
+    done = process("cost", "mobilenet_v1", "--policy", "policy.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "for images of 12 x 20 pixels" in done.stderr
+
+
 def test_a_roofline_of_a_policy_is_written_as_png_and_svg(
     small, tmp_path: Path, capsys: Captured
 ) -> None:

@@ -507,3 +507,48 @@ def test_the_real_archives_give_60_000_images_in_balanced_splits(cache):
     np.testing.assert_allclose(means, data.mean, atol=0.003)
     (about,) = cache.rglob("about.json")
     assert json.loads(about.read_text())["counts"] == {"train": 45000, "val": 5000, "test": 10000}
+
+
+def grey(seed: int) -> np.ndarray:
+    return np.asarray(picture(seed).convert("L"))
+
+
+def test_images_of_16_bits_are_scaled_and_not_cut_off(tmp_path):
+    for part in ("train", "val", "test"):
+        for label in range(2):
+            (tmp_path / part / str(label)).mkdir(parents=True)
+            for index in range(4):
+                pixels = grey(label + 2 * index)
+                kind = "png" if index % 2 else "tif"
+                wide = Image.fromarray(pixels.astype(np.uint16) * 257)
+                wide.save(tmp_path / part / str(label) / f"{index}.{kind}")
+    data = load_dataset(f"imagefolder:{tmp_path}", size=32, val=0.5)
+    wanted = {grey(seed).tobytes() for seed in range(8)}
+    assert {image[0].tobytes() for image in data.test.images} == wanted
+
+
+def test_images_of_floats_are_refused(tmp_path):
+    for part in ("train", "val", "test"):
+        for label in range(2):
+            (tmp_path / part / str(label)).mkdir(parents=True)
+            for index in range(2):
+                image = Image.fromarray(grey(index).astype(np.float32) / 255)
+                image.save(tmp_path / part / str(label) / f"{index}.tif")
+    with pytest.raises(InputError, match=r"tif cannot be decoded: has pixels of 32 bits or floats"):
+        load_dataset(f"imagefolder:{tmp_path}", size=32, val=0.5)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("P", 3), ("RGBA", 3), ("RGB", 1), ("P", 1)])
+def test_images_of_pil_are_converted_to_the_channels_of_the_data_set(mode, channels):
+    pairs = [(picture(seed).convert(mode), seed % 2) for seed in range(4)]
+    about = {"classes": 2, "mean": [0.5] * channels, "std": [0.25] * channels}
+    data = Dataset.of("mine", pairs, pairs, pairs, **about)
+    for (image, _), ours in zip(pairs, data.test.images, strict=True):
+        wanted = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        assert np.array_equal(ours, wanted[None] if channels == 1 else wanted.transpose(2, 0, 1))
+
+
+def test_images_of_pil_with_floats_are_refused():
+    pairs = [(Image.fromarray(grey(seed).astype(np.float32)), 0) for seed in range(2)]
+    with pytest.raises(InputError, match="image 0 has pixels of 32 bits or floats"):
+        Dataset.of("mine", pairs, pairs, pairs, classes=2, mean=[0.5], std=[0.25])

@@ -535,3 +535,38 @@ def test_a_quote_that_is_never_closed_is_one_line(csv_file):
 def test_hardware_that_cannot_be_found_or_built_says_why(spec, parameters, message):
     with pytest.raises(InputError, match=message):
         load_hardware(spec, **parameters)
+
+
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_a_rate_may_be_written_as_a_whole_number(tmp_path, suffix):
+    rates = {"peak_ops": 2_000_000_000_000, "bandwidth": 4_000_000_000}
+    lines = [f"{name} = {value}" for name, value in rates.items()]
+    text = "\n".join(['model = "roofline"', *lines])
+    if suffix == "json":
+        text = json.dumps({"model": "roofline", **rates})
+    (tmp_path / f"r.{suffix}").write_text(text)
+    written, plain = load_hardware(tmp_path / f"r.{suffix}"), Roofline(**map_floats(rates))
+    grids = [machine.cost_table(V1).grid("latency") for machine in (written, plain)]
+    assert np.array_equal(*grids)
+
+
+def map_floats(numbers):
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def test_short_numbers_of_numpy_are_the_numbers_that_they_are():
+    assert np.array_equal(
+        BitFusion(batch=np.uint8(16)).cost_table(V1).grid("latency"),
+        BitFusion(batch=16).cost_table(V1).grid("latency"),
+    )
+    short, plain = edge(clock_hz=np.int32(200_000_000)), edge(clock_hz=200_000_000)
+    roofs = [machine.cost_table(V1).roofs for machine in (short, plain)]
+    assert roofs[0].bandwidth == roofs[1].bandwidth > 0
+    assert np.array_equal(roofs[0].peak, roofs[1].peak)
+
+
+def test_hardware_without_latency_is_limited_by_what_it_has():
+    grid = np.ones((len(V1), 8, 8))
+    assert CostTable(V1.names, {"energy": grid}, hardware="my chip").metric == "energy"
+    with pytest.raises(InputError, match="unknown metric 'latncy'"):
+        CostTable(V1.names, {"energy": grid}, hardware="my chip", metric="latncy")

@@ -1,6 +1,7 @@
 """Networks are built, traced and stored as promised."""
 
 import contextlib
+import copy
 import json
 import pickle
 import subprocess
@@ -816,3 +817,68 @@ def test_impossible_layers_are_refused(field, value):
         layers_from_json({"layers": []})
     with pytest.raises(InputError, match="must be a JSON object"):
         layers_from_json([])
+
+
+class Keeps(nn.Module):
+    """Makes a grid at the first image, and has its features stored by a hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.fc = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 10)
+        self.grid, self.kept = None, {}
+        self.relu.register_forward_hook(lambda module, inputs, out: self.kept.update(out=out))
+
+    def forward(self, x):
+        if self.grid is None:
+            self.grid = torch.zeros_like(x[:1, :1])
+        return self.fc(self.relu(self.conv(x + self.grid)).mean((2, 3)))
+
+
+def test_a_network_that_keeps_something_of_its_input_keeps_nothing_of_the_tracing():
+    network = Keeps()
+    assert trace(network, (3, 16, 16)).names == ("conv", "fc")
+    assert network.grid is None
+    assert not network.kept
+    assert len(network.relu._forward_hooks) == 1
+    copy.deepcopy(network)
+    assert network(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+
+
+class Hides(nn.Module):
+    """Calls its first layer in a block that tracing does not look into."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second, self.fc = nn.Conv2d(8, 8, 3), nn.Linear(8, 10)
+        self.how = how
+
+    def forward(self, x):
+        if self.how != "isinstance" and x.shape[2] != x.shape[3]:  # too much for torch.fx
+            raise ValueError("square images only")
+        if self.how == "no_grad":
+            with torch.no_grad():
+                x = self.first(x)
+        elif self.how == "autocast":
+            with torch.autocast("cpu", enabled=False):
+                x = self.first(x)
+        elif isinstance(x, torch.Tensor):
+            x = self.first(x)
+        return self.fc(self.second(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["no_grad", "autocast"])
+def test_a_layer_that_tracing_does_not_see_is_named_and_not_left_out(how):
+    with pytest.raises(InputError, match="layer 'first' is called, and tracing does not see it"):
+        trace(Hides(how), (3, 16, 16))
+
+
+def test_what_is_done_with_tensors_alone_is_traced_too():
+    assert trace(Hides("isinstance"), (3, 16, 16)).names == ("first", "second", "fc")
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_of_an_encoder_are_seen_whether_or_not_they_are_trained(frozen):
+    encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).requires_grad_(not frozen)
+    network = nn.Sequential(nn.Linear(8, 16), encoder, nn.Flatten(), nn.Linear(64, 4))
+    assert trace(network, (4, 8)).names == ("0", "1.linear1", "1.linear2", "3")

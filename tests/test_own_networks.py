@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torchvision import models
 
 from haq_env.cost import CostTable
@@ -383,9 +384,8 @@ def test_a_network_that_cannot_be_copied_is_one_line():
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.utils.weight_norm(nn.Conv2d(8, 8, 3)),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
     )  # fmt: skip
-    task = make_task(network, noise(), evaluator=SHORT, budget="w8a8")
     with pytest.raises(InputError, match="the network cannot be copied"):
-        task.evaluate(task.uniform())
+        make_task(network, noise(), evaluator=SHORT, budget="w8a8")
 
 
 # -- settings ----------------------------------------------------------------------------------
@@ -690,3 +690,32 @@ def test_a_search_inside_of_a_search_has_a_history_of_its_own():
         assert begin(task, 5) is outer
         assert begin(task, 5) is not outer
     assert len(outer) == 1
+
+
+def test_images_need_not_be_square():
+    images = torch.rand(48, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    pairs = [(image, index % 4) for index, image in enumerate(images)]
+    about = {"classes": 4, "mean": [0.5] * 3, "std": [0.25] * 3}
+    data = Dataset.of("wide", pairs, pairs, pairs, **about)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 4),
+    )  # fmt: skip
+    task = make_task(network, data, evaluator="ptq_bn", budget="w4a4")
+    assert task.layers.input_shape == (3, 12, 20)
+    assert 0 <= task.evaluate(task.uniform()).accuracy <= 100
+
+
+def test_a_weight_that_is_computed_is_named_with_what_to_do():
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1)),
+        *(nn.Flatten(), nn.Linear(8, 10)),
+    )
+    prune.l1_unstructured(network[0], "weight", 0.5)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        network.eval()(torch.rand(1, 3, 32, 32))
+    task = make_task(network, noise(), evaluator="ptq_bn", budget="w4a4")
+    with pytest.raises(InputError, match=r"weight of layer '0' is computed .*prune\.remove"):
+        task.evaluate(task.uniform())

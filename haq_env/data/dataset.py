@@ -192,11 +192,25 @@ def _is_sorted(labels: NDArray[np.int64]) -> bool:
     return float((labels[1:] != labels[:-1]).mean()) < 0.25 * mixed
 
 
+def _pixels(name: str, index: int, image: Any, channels: int) -> Any:
+    """Convert an image of PIL in another mode to the channels asked for."""
+    from PIL import Image
+
+    from haq_env.data.files import eight_bits
+
+    if not isinstance(image, Image.Image):
+        return image
+    try:
+        return eight_bits(image).convert("L" if channels == 1 else "RGB")
+    except ValueError as error:
+        raise InputError(f"data set {name!r}: image {index} {error}.") from error
+
+
 def _gather(name: str, samples: _Samples, channels: int) -> Split:
     images, labels = [], []
     for index in range(len(samples)):
         image, label = samples[index]
-        array = np.asarray(image)
+        array = np.asarray(_pixels(name, index, image, channels))
         if array.ndim == 2:
             array = array[None]
         elif array.shape[0] != channels and array.shape[-1] == channels:  # PIL: channels last

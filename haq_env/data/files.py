@@ -10,11 +10,15 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from haq_env.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -131,6 +135,21 @@ def archive_files(path: Path) -> list[ImageFile]:
     return sorted(found, key=lambda each: (each.group, each.name))
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16 bits a pixel to 8, which PIL's own conversion would cut off at 255.
+
+    Raises:
+        ValueError: its pixels have 32 bits or are floats, and nobody knows what is white.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError("has pixels of 32 bits or floats: convert it to 8 or 16 bits")
+    if not image.mode.startswith("I;16"):
+        return image
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image) / 257 + 0.5).astype(np.uint8))
+
+
 def decode(file: ImageFile, view: View | None) -> NDArray[np.uint8]:
     """Decode an image to RGB.
 
@@ -148,7 +167,7 @@ def decode(file: ImageFile, view: View | None) -> NDArray[np.uint8]:
 
     try:
         with Image.open(io.BytesIO(file.read())) as opened:
-            image = opened.convert("RGB")
+            image = eight_bits(opened).convert("RGB")
     except Exception as error:  # decoders raise whatever broken bytes lead them to
         reason = str(error).partition(" <_io")[0] or type(error).__name__
         raise InputError(f"image {file.name} cannot be decoded: {reason}.") from error

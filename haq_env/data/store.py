@@ -20,7 +20,7 @@ from haq_env.data.dataset import Split
 from haq_env.errors import InputError
 
 PARTS = ("train", "val", "test")
-_FORMAT = 1  # raise it when what is written changes
+_FORMAT = 2  # raise it when what is written changes
 _FILES = tuple(f"{part}-{what}.npy" for part in PARTS for what in ("images", "labels"))
 
 Splits = dict[str, Split]

@@ -110,10 +110,11 @@ def _not_inside_a_worker() -> None:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Let gradients be computed, also inside a caller's `no_grad` or `inference_mode`."""
+    """Let gradients be computed, and in full precision, whatever modes the caller is in."""
     import torch
 
-    with torch.inference_mode(False), torch.enable_grad():
+    full = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
+    with torch.inference_mode(False), torch.enable_grad(), next(full), next(full):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -134,7 +135,23 @@ def parameter_groups(network: Trainable, weight_decay: float) -> list[dict[str, 
 
 @contextmanager
 def dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed what dropout draws from; the caller's generators come back on the way out."""
+    """Seed what dropout draws from; the caller's generators come back on the way out.
+
+    A network's own code may draw from Python's and NumPy's, too.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        with _torch_seeded(seed, device):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     # torch.manual_seed would seed accelerators too that are not used here and not put back
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)

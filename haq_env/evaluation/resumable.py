@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from haq_env.data import Dataset, dataset_name, load_dataset
+from haq_env.data import DATASETS, Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.training import Epoch, Precision, Trainer, Training
 from haq_env.files import replace_file, writing
@@ -124,7 +124,7 @@ def train_in_pieces(
         "dataset": dataset_name(dataset),
         "dataset_options": options,
         "build": build,
-        "images": dict(data.about),
+        "images": _about(dataset, data),
         "training": asdict(training),
     }
     settings = json.loads(json.dumps(settings))  # as it comes back from a file
@@ -178,6 +178,14 @@ def _named(network: str, width: float) -> tuple[str, float]:
 
 def _card(about: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in about.items() if name != "layer_table"}
+
+
+def _about(dataset: str | Dataset, data: Dataset) -> dict[str, Any]:
+    """Say which images these are; of sets of one's own a digest does."""
+    about = dict(data.about)
+    if "sha256" in about or (isinstance(dataset, str) and dataset_name(dataset) in DATASETS):
+        return about
+    return {**about, "digest": data.digest(), "mean": list(data.mean), "std": list(data.std)}
 
 
 def _check_same(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:

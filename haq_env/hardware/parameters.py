@@ -38,6 +38,8 @@ def check_parameters(model: DataclassInstance, may_be_zero: Collection[str] = ()
             of them.
         may_be_zero: fields of which 0 is a sensible value.
 
+    Numbers of NumPy become those of Python.
+
     Raises:
         InputError: names the model, the field, its value and what is allowed.
     """
@@ -47,7 +49,8 @@ def check_parameters(model: DataclassInstance, may_be_zero: Collection[str] = ()
         hint = hints[field.name]
         good = any(_is_a(value, option) for option in _options(hint))
         if good and isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-            if isinstance(value, (int, np.integer)) and abs(int(value)) > LARGEST:
+            whole = isinstance(value, (int, np.integer)) and float not in _options(hint)
+            if whole and abs(int(value)) > LARGEST:
                 raise InputError(
                     f"{type(model).__name__}: {field.name} must be at most {LARGEST:,}."
                 )
@@ -58,6 +61,8 @@ def check_parameters(model: DataclassInstance, may_be_zero: Collection[str] = ()
             raise InputError(
                 f"{type(model).__name__}: {field.name} must be {_describe(hint)}, not {value!r}."
             )
+        if isinstance(value, np.number):  # short ones would overflow in products
+            object.__setattr__(model, field.name, value.item())
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.backends import mha
 
 from haq_env.errors import InputError
 from haq_env.layers import Layer, LayerTable, kind_of
@@ -46,8 +50,8 @@ def trace(
     """Find the quantizable layers of a network, in execution order, with their shapes.
 
     The network is traced with `torch.fx`, or with `torch.export` where its control flow needs
-    concrete shapes. It is run on fake tensors in evaluation mode; its weights, its modes and the
-    global random generator stay as they are.
+    concrete shapes. A copy is run on fake tensors in evaluation mode, without its forward hooks;
+    the network and the global random generator stay as they are.
 
     What is called as an `nn.Conv2d` or `nn.Linear` module is quantizable. Everything else stays in
     floating point and its parameters count as `float_parameters`: biases, normalisation,
@@ -71,7 +75,8 @@ def trace(
 
     Raises:
         InputError: there is nothing to quantize, the network does not accept such an input, it
-            cannot be traced, or a layer's weights are used twice.
+            cannot be traced, a layer's weights are used twice, or a layer is called that tracing
+            does not see.
     """
     shape = _shape(input_shape)
     layers = quantizable(module)
@@ -82,8 +87,8 @@ def trace(
         )
     _check_materialised(module)
     # Without gradients torch's attention modules take a fused path that hides their layers.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), evaluation_mode(module):
-        calls = _calls(module, _sample(module, shape), layers)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        calls = _calls(module, _sample(module, shape))
     if not calls:
         raise InputError(
             f"network {name or type(module).__name__!r} has nothing to quantize: its forward calls "
@@ -125,29 +130,86 @@ def _sample(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros((1, *shape), dtype=first.dtype, device=first.device)
 
 
-def _calls(
-    module: nn.Module, sample: Tensor, layers: dict[str, nn.Conv2d | nn.Linear]
-) -> list[Call]:
+def _calls(module: nn.Module, sample: Tensor) -> list[Call]:
+    # What keeps something of its input must not keep symbols or fake tensors: copies are run.
+    network = _apart(module)
+    called = _called(network, sample)
+    calls: list[Call] = []
+    network = _apart(module)
+    with evaluation_mode(network), suppress(Exception):
+        calls = symbolic_calls(network, sample, quantizable(network))
+        if _same(calls, called):
+            return calls
+    # Either fx cannot follow, or it took another way than an image does.
+    network = _apart(module)
     try:
-        return symbolic_calls(module, sample, layers)
-    except Exception:
-        # Either the input does not fit, which a plain run shows best, or fx cannot follow.
-        _check_runs(module, sample)
-    try:
-        return exported_calls(module, sample, layers)
+        with evaluation_mode(network):
+            calls = exported_calls(network, sample, quantizable(network))
     except Exception as error:
-        path = failing_module(error, module)
+        path = failing_module(error, network)
         where = f"the control flow of {path!r}" if path else "its control flow"
         raise InputError(
             f"the network cannot be traced{f' in {path!r}' if path else ''}: {_line(error)} "
             f"Make {where} independent of the data, {_OWN_TABLE}."
         ) from error
+    if not _same(calls, called):
+        hidden = sorted(called ^ {call.path for call in calls})
+        raise InputError(
+            f"layer {hidden[0]!r} is called, and tracing does not see it: it stands in a block of "
+            "torch.no_grad or autocast, its weight is computed (weight_norm, a parametrization), "
+            f"or what is called depends on the data. Take that away, {_OWN_TABLE}."
+        )
+    return calls
+
+
+def _same(calls: list[Call], called: set[str]) -> bool:
+    return {call.path for call in calls} == called
+
+
+def _apart(module: nn.Module) -> nn.Module:
+    """Return a copy without forward hooks; the network itself where it cannot be copied."""
+    try:
+        network = copy.deepcopy(module)
+    except Exception:  # its costs can be had; what quantizes it will say why it cannot be
+        return module
+    for part in network.modules():
+        part._forward_hooks.clear()  # of a copy they would still store in what they were made for
+    return network
+
+
+def _called(network: nn.Module, sample: Tensor) -> set[str]:
+    """Run a network once; return the paths of the quantizable layers that are called.
+
+    Raises:
+        InputError: it does not accept the sample.
+    """
+    called: set[str] = set()
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda *_: called.add(path)
+
+    layers = quantizable(network)
+    hooks = [part.register_forward_pre_hook(note(path)) for path, part in layers.items()]
+    fused = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)  # it uses the layers' weights without calling them
+    try:
+        with evaluation_mode(network):
+            try:
+                with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                    network(mode.from_tensor(sample))
+            except Exception:  # not every operation knows shapes alone
+                called.clear()
+                _check_runs(network, sample)
+    finally:
+        mha.set_fastpath_enabled(fused)
+        for hook in hooks:
+            hook.remove()
+    return called
 
 
 def _check_runs(module: nn.Module, sample: Tensor) -> None:
     try:
-        with torch.no_grad():
-            module(sample)
+        module(sample)
     except Exception as error:
         path = failing_module(error, module)
         where = f"module {path!r}" if path else f"its forward ({type(module).__name__})"

@@ -72,6 +72,7 @@ def enough_values() -> Iterator[None]:
 def _only_training(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    before = [(norm, _statistics(norm)) for norm in norms]
     module.eval()
     for norm in norms:
         if norm.num_batches_tracked is not None:
@@ -82,9 +83,19 @@ def _only_training(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]
         norm.training = True
     try:
         yield
+        for norm, statistics in before:
+            # one that looks at no batch (frozen, or only its numbers are used) keeps what it has
+            if norm.num_batches_tracked is not None and not int(norm.num_batches_tracked):
+                for now, was in zip(_statistics(norm, copy=False), statistics, strict=True):
+                    now.copy_(was)
     finally:
         for part, mode in modes:
             part.training = mode
         for norm, momentum, tracked in kept:
             norm.momentum = momentum
             norm.num_batches_tracked = tracked
+
+
+def _statistics(norm: _BatchNorm, copy: bool = True) -> list[Tensor]:
+    both = (norm.running_mean, norm.running_var)
+    return [each.clone() if copy else each for each in both if each is not None]

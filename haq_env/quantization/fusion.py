@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from haq_env.networks.graphs import OneInput
+from haq_env.quantization.attributes import untouched
 from haq_env.quantization.layers import QuantConv2d, QuantLayer, Slot
 
 
@@ -132,7 +133,8 @@ def follow(network: nn.Module) -> tuple[fx.Graph, nn.Module]:
     """
     root = OneInput(network)
     root.training = network.training
-    return _Tracer().trace(root), root
+    with untouched(network):  # a forward may assign what it computes
+        return _Tracer().trace(root), root
 
 
 def _find(network: nn.Module) -> _Found:

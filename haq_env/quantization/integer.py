@@ -99,6 +99,7 @@ class IntegerProgram:
         self._network = network
         self._graph = graph
         self._stages = stages
+        self._computed = _own_buffers(network.module)
 
     @classmethod
     def of(cls, network: QuantizedNetwork) -> IntegerProgram:
@@ -116,6 +117,10 @@ class IntegerProgram:
             graph, root = follow(network.module)
         except Exception as error:  # whatever the network's own code raises on proxies
             raise Unsupported(f"the network cannot be traced ({type(error).__name__})") from error
+        for path, part in network.module.named_modules():
+            absorbed = isinstance(part, (QuantLayer, _BatchNorm)) or ceiling_of(part) is not None
+            if absorbed and (part._forward_hooks or part._forward_pre_hooks):
+                raise Unsupported(f"module {path!r} has hooks, which no kernel would call")
         stages = _fuse(graph, dict(root.named_modules()))
         if len(stages) != len(network.layers):
             raise Unsupported("a quantized layer is not called exactly once")
@@ -129,7 +134,22 @@ class IntegerProgram:
         """
         if self._network.training:
             raise Unsupported("the network is in training mode")
+        now = _own_buffers(self._network.module)
+        if any(not torch.equal(now[name], kept) for name, kept in self._computed.items()):
+            # what a forward computes of them alone is a constant of the graph
+            fresh = IntegerProgram.of(self._network)
+            self._graph, self._stages, self._computed = fresh._graph, fresh._stages, now
         return IntegerNetwork(self._graph, [stage.kernel() for stage in self._stages])
+
+
+def _own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copy the buffers of modules that tracing looks into: those of the user's own classes."""
+    return {
+        f"{path}.{name}": buffer.clone()
+        for path, part in module.named_modules()
+        if not type(part).__module__.startswith(("torch.nn.", "haq_env."))
+        for name, buffer in part.named_buffers(recurse=False)
+    }
 
 
 @dataclass

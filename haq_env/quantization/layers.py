@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from haq_env.errors import InputError
-from haq_env.quantization.convolution import convolve
+from haq_env.quantization.convolution import convolve, unsafe
 from haq_env.quantization.scheme import LayerQuantizer
 
 
@@ -177,7 +177,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve, [N, C, H, W] to [N, K, H', W']."""
         inputs, weight = self.operands(input)
-        if self.training and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (self.training or unsafe(self, inputs)):
             return convolve(self, inputs, weight)
         output: Tensor = self._conv_forward(inputs, weight, self.bias)
         return output
@@ -240,7 +240,13 @@ def make_quantized(module: nn.Module, slot: Slot) -> QuantLayer:
     """
     # a change of class instead of a new module: see above
     for float_kind in _KINDS:
-        if isinstance(module, float_kind) and "weight" in module._parameters:
+        if isinstance(module, float_kind) and "weight" not in module._parameters:
+            raise InputError(
+                f"the weight of layer {slot.name!r} is computed (pruning, weight_norm, a "
+                "parametrization): make it a parameter first, as torch.nn.utils.prune.remove or "
+                "parametrize.remove_parametrizations do."
+            )
+        if isinstance(module, float_kind):
             changed = _own_names(type(module), float_kind) & {*dir(float_kind)}
             if changed:
                 raise InputError(

@@ -16,6 +16,7 @@ from haq_env.errors import InputError
 from haq_env.layers import LayerTable
 from haq_env.policy import ACTIVATION, Bits, as_bits, uniform
 from haq_env.quantization import QUANTIZERS
+from haq_env.quantization.attributes import plain_attributes, put_back
 from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm
 from haq_env.quantization.calibration import sampling_stride
 from haq_env.quantization.fusion import fuse
@@ -117,6 +118,7 @@ class QuantizedNetwork(nn.Module):
         self._pretrained = {
             name: tensor.detach().clone() for name, tensor in self._tensors().items()
         }
+        self._attributes = plain_attributes(self.module)
         quantizers = [layer.slot.quantizer for layer in self._layers]
         self.errors = Errors(
             np.stack([one.weight_mse for one in quantizers]),
@@ -184,12 +186,14 @@ class QuantizedNetwork(nn.Module):
     def restore(self) -> None:
         """Copy all pretrained parameters and buffers back in place; the policy stays.
 
-        Tensors keep their identity, so an optimizer may go on with them; its own state
-        (momentum) and the gradients are not touched.
+        Numbers, texts and tensors that are plain attributes come back, too. Parameters keep their
+        identity, so an optimizer may go on with them; its own state (momentum) and the gradients
+        are not touched.
         """
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(self._pretrained[name])
+        put_back(self.module, self._attributes)
         for layer in self._layers:
             layer.slot.restored(layer.weight)
 
