@@ -277,6 +277,23 @@ def test_a_cache_tells_quantizers_apart_that_differ_at_one_width(tmp_path, monke
     assert found[0].accuracy > found[1].accuracy + 10
 
 
+def test_a_cache_tells_functions_apart_that_make_quantizers_of_this_package(tmp_path, monkeypatch):
+    found = []
+    for factor in (1.0, 0.3):
+
+        def tuned(*given, factor=factor):
+            made = LinearQuantizer(*given)
+            made.weight_clip[:2] = [clip * factor for clip in made.weight_clip[:2]]
+            return made
+
+        monkeypatch.setitem(QUANTIZERS._entries, "tuned", tuned)
+        settings = {"quantizer": "tuned", "evaluator": "ptq_bn", "budget": "w2a8"}
+        task = make_task(cache=tmp_path / "cache.sqlite", **settings)
+        found.append(task.evaluate(task.uniform()))
+    assert not found[1].cache_hit
+    assert found[0].accuracy > found[1].accuracy + 10
+
+
 class Viewed(nn.Module):
     """Flattens by a view, as LeNet and AlexNet often do."""
 

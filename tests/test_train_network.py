@@ -74,6 +74,24 @@ def test_a_training_in_pieces_ends_in_the_bits_of_an_unbroken_one(unbroken, tmp_
     assert same_curves(out, unbroken)
 
 
+def test_a_training_goes_on_with_the_images_it_began_with_only(tmp_path):
+    def noise(seed: int) -> Dataset:
+        rng = np.random.default_rng(seed)
+        images = rng.integers(0, 256, (32, 1, 16, 16), dtype=np.uint8)
+        split = Split(images, np.arange(32) % 4)
+        return Dataset("mine", 4, (0.5,), (0.25,), split, split, split)
+
+    out = tmp_path / "mine.safetensors"
+    recipe = Training(epochs=2, batch_size=16, augmentation="none")
+    start = ("mobilenet_v1", noise(0), out, recipe)
+    assert train_in_pieces(*start, width=0.125, minutes=0) is None
+    with pytest.raises(InputError, match="of a training with digest"):
+        train_in_pieces("mobilenet_v1", noise(1), out, recipe, width=0.125)
+    assert train_in_pieces(*start, width=0.125)
+    with pytest.raises(InputError, match="of a training with digest"):
+        train_in_pieces("mobilenet_v1", noise(1), out, recipe, width=0.125)
+
+
 @pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_was(unbroken, tmp_path):
     out = tmp_path / "v2.safetensors"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from haq_env.data import Dataset, Split
 from haq_env.evaluation.descent import Descent, descend
 from haq_env.evaluation.recipe import Recipe
+from haq_env.generators import kept_generators
 from haq_env.quantization.batchnorm import BATCH, enough_values
 
 
@@ -139,21 +140,11 @@ def dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     A network's own code may draw from Python's and NumPy's, too.
     """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    try:
-        with _torch_seeded(seed, device):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def _torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
     # torch.manual_seed would seed accelerators too that are not used here and not put back
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    devices = [device] if device.type == "cuda" else []
+    with kept_generators(), torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):

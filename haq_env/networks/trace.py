@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.backends import mha
 
 from haq_env.errors import InputError
+from haq_env.generators import kept_generators
 from haq_env.layers import Layer, LayerTable, kind_of
 from haq_env.networks.graphs import (
     Call,
@@ -87,7 +88,7 @@ def trace(
         )
     _check_materialised(module)
     # Without gradients torch's attention modules take a fused path that hides their layers.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with kept_generators(), torch.random.fork_rng(devices=[]), torch.enable_grad():
         calls = _calls(module, _sample(module, shape))
     if not calls:
         raise InputError(

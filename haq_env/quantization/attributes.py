@@ -34,8 +34,9 @@ def plain_attributes(network: nn.Module) -> Kept:
 
 def put_back(network: nn.Module, kept: Kept) -> None:
     """Give attributes the values that `plain_attributes` has found."""
+    parts = dict(network.named_modules())
     for path, values in kept.items():
-        state = vars(network.get_submodule(path))
+        state = parts[path].__dict__
         for name, value in values.items():
             state[name] = value.clone() if isinstance(value, torch.Tensor) else value
 

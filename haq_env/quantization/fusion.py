@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from haq_env.generators import kept_generators
 from haq_env.networks.graphs import OneInput
 from haq_env.quantization.attributes import untouched
 from haq_env.quantization.layers import QuantConv2d, QuantLayer, Slot
@@ -133,7 +134,8 @@ def follow(network: nn.Module) -> tuple[fx.Graph, nn.Module]:
     """
     root = OneInput(network)
     root.training = network.training
-    with untouched(network):  # a forward may assign what it computes
+    # a forward may assign what it computes, and draw random numbers
+    with untouched(network), kept_generators(), torch.random.fork_rng(devices=[]):
         return _Tracer().trace(root), root
 
 
