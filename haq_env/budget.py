@@ -142,8 +142,10 @@ class Budget:
         low, high = self.space.bits
         widths = range(low, high + 1)
         pairs = sorted(itertools.product(widths, widths), key=lambda p: (min(p), sum(p), p))
-        if self.named and set(self.named) <= {*widths, MAX_BITS}:
-            pairs.append(self.named)
+        # a name may have 8 bits for sides that are pinned there, but none that would be clipped
+        name = self.named
+        if name and (self.space.uniform(*name) == _uniform(self.space, *name)).all():
+            pairs.append(name)
         for w_bits, a_bits in reversed(pairs):
             policy = self.space.uniform(w_bits, a_bits)
             if self.fits(policy):

@@ -36,7 +36,7 @@ class ResidualEnv(QuantizationEnv):
     the last decision every layer takes the pair of widths with the least corrected sensitivity
     plus price times cost, at the one price that just keeps the budget. Every policy is inside
     the budget by construction, nothing is projected, and doing nothing gives the policy that
-    the table recommends, so the search starts where an integer program ends.
+    the table recommends, so the search starts about where an integer program ends.
 
     ## Action Space
 
@@ -132,8 +132,12 @@ class ResidualEnv(QuantizationEnv):
         """Start from the table's own policy; the first call measures the table."""
         if self._table is None:
             self._table = self._measured()
-            self._start = self._chosen()
-            self._context = self._described()
+            try:
+                self._start = self._chosen()
+                self._context = self._described()
+            except BaseException:
+                self._table = None  # the next call measures it again, and says the same
+                raise
         self._corrections[:] = 0.0
         _, info = super().reset(seed=seed, options=options)
         self._bits = self._start.copy()

@@ -155,11 +155,34 @@ def test_an_unknown_algorithm_setting_or_number_of_episodes_costs_no_evaluation(
             "n_steps of ppo must be a multiple of the 4 steps",
         ),
         (("sac", 3, 0), {"train_freq": 1}, "train_freq of sac must be (1, 'episode')"),
+        (("td3", 3, 0), {"gamma": 0.9}, "gamma of td3: its memory sums whole episodes"),
+        (("sac", 3, 0), {"learning_starts": 0}, "learning_starts of sac: give the episodes of"),
         (("haq-ddpg", 3, 0), {"gamma": 0.9}, "haq-ddpg has no setting 'gamma'"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
             search_with_agent(env, *arguments, settings=settings)
     assert env.task.evaluator.evaluations == 0
+
+
+def test_a_run_with_a_noise_of_ones_own_goes_on(tmp_path):
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    settings = {"action_noise": NormalActionNoise(np.zeros(1), 0.3 * np.ones(1))}
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    whole = search_with_agent(toy(), "ddpg", 6, 0, settings=settings, folder=tmp_path / "a")
+    search_with_agent(toy(), "ddpg", 3, 0, settings=settings, folder=tmp_path / "b")
+    both = search_with_agent(
+        toy(), "ddpg", 6, 0, settings=settings, folder=tmp_path / "b", resume=True
+    )
+    assert len(both) == len(whole)
+
+
+def test_a_run_that_could_not_go_on_exactly_is_not_gone_on_with(tmp_path):
+    settings = {"use_sde": True}
+    search_with_agent(toy(), "sac", 2, 0, settings=settings, folder=tmp_path)
+    with pytest.raises(InputError, match="a run with use_sde cannot go on where it was"):
+        search_with_agent(toy(), "sac", 4, 0, settings=settings, folder=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("name", OFF_POLICY)

@@ -210,3 +210,19 @@ def test_only_the_first_and_the_last_layer_are_pinned():
     decided = {layer for layer, _ in space.steps}
     assert decided == {1, 2, 3, 4}
     assert (space.uniform(3, 3)[[0, -1]] == 8).all()
+
+
+@pytest.mark.parametrize(("bits", "name"), [((2, 4), "w2a8"), ((2, 6), "w8a4"), ((2, 8), "w4a3")])
+def test_uniform_is_the_largest_that_fits_where_its_name_cannot_be_chosen(bits, name):
+    layers = network()
+    space = BitSpace.of(layers, bits)
+    budget = Budget.of(table(layers, 0), space, name)
+    low, high = bits
+    fitting = [
+        (min(w, a), w + a, w, a)
+        for w in range(low, high + 1)
+        for a in range(low, high + 1)
+        if budget.fits(space.uniform(w, a))
+    ]
+    wanted = max(fitting)[2:] if high < 8 else (4, 3)
+    assert np.array_equal(budget.uniform(), space.uniform(*wanted))

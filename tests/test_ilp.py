@@ -85,6 +85,24 @@ def test_policies_come_out_in_order_as_the_earlier_ones_are_excluded(seed):
         solve(value, cost, allowed, limit, excluded=excluded)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from([4.0, 6.0, 8.0]))
+def test_the_second_best_of_a_table_of_a_wide_range_is_the_second_best(seed, spread):
+    rng = np.random.default_rng(seed)
+    value, cost = np.exp(rng.normal(0, spread, (3, 8, 8))), rng.random((3, 8, 8))
+    allowed = np.zeros((3, 8, 8), dtype=bool)
+    allowed[:, 1:4, 1:4] = True
+    pairs = [np.argwhere(one) + 1 for one in allowed]
+    policies = [np.array(policy) for policy in itertools.product(*pairs)]
+    limit = float(np.median([total(cost, policy) for policy in policies]))
+    fitting = sorted(total(value, p) for p in policies if total(cost, p) <= limit)
+    best = solve(value, cost, allowed, limit)
+    second = solve(value, cost, allowed, limit, excluded=[best.bits])
+    assert best.objective == pytest.approx(fitting[0], rel=1e-9)
+    assert second.objective == pytest.approx(fitting[1], rel=1e-9)
+    assert total(cost, second.bits) <= limit
+
+
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_tied_layers_get_the_best_bits_that_they_can_share(seed):

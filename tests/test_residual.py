@@ -162,3 +162,20 @@ def test_its_page_lists_what_is_observed_and_what_can_be_set(digits):
     assert last == digits.observation_space.shape[0] - 1
     for name in ("prior", "reach"):
         assert f"| `{name}` |" in page.split("## Arguments")[1]
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e-12, 1e12])
+def test_the_price_does_not_depend_on_the_unit_of_the_table(unit):
+    task = make_task(evaluator="ptq_bn", budget="w4a3", metric="bitops")
+    table = 0.25 ** np.arange(1.0, 9.0) * np.linspace(1, 2, 56).reshape(28, 2, 1)
+    pairs = table[:, 0, :, None] + table[:, 1, None, :]
+    assert np.array_equal(allocate(unit * pairs, task.budget), allocate(pairs, task.budget))
+
+
+def test_a_table_that_cannot_be_used_says_so_every_time():
+    prior = np.ones((28, 2, 8))
+    prior[3] = np.inf
+    env = ResidualEnv(make_task(evaluator="ptq_bn"), prior=prior)
+    for _ in range(2):
+        with pytest.raises(InputError):
+            env.reset()

@@ -15,6 +15,7 @@ from haq_env.evaluation import Evaluation
 from haq_env.search import SEARCH
 from haq_env.search.evolution import mutate
 from haq_env.search.history import History, Trial, measure
+from haq_env.search.run import search_with_baseline
 from haq_env.task import make_task
 
 
@@ -348,3 +349,15 @@ def test_the_best_trial_is_the_first_of_the_highest_accuracy(log):
         history.add(dataclasses.replace(trial, accuracy=accuracy, seconds=float(number)))
     assert history.best is history[1]
     assert history.best_so_far() == [10.0, 99.0, 99.0, 99.0]
+
+
+def test_a_search_that_is_refused_throws_no_log_away(tmp_path):
+    task = toy()
+    search_with_baseline(task, "evolution", 6, 0, folder=tmp_path)
+    kept = (tmp_path / "episodes.csv").read_bytes()
+    for method, evaluations in (("random", 0), ("ilp-fit", 6)):
+        with pytest.raises(InputError):
+            search_with_baseline(task, method, evaluations, 0, folder=tmp_path)
+        assert (tmp_path / "episodes.csv").read_bytes() == kept
+    search_with_baseline(task, "random", 4, 0, folder=tmp_path)
+    assert len(History.read(tmp_path / "episodes.csv")) == 4

@@ -1,6 +1,7 @@
 """What an agent has learned on one network, device or budget is used on another one."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,23 @@ def test_a_search_that_starts_warm_plays_its_first_episode_with_what_was_learned
     end = torch.load(tmp_path / "warm" / "agent.pt", weights_only=True)["parameters"]["policy"]
     for name in start:  # one update of Adam at a rate of 5e-3 has moved no weight far
         assert (start[name] - end[name]).abs().max() < 0.2
+
+
+def test_a_run_goes_on_with_the_agent_that_it_began_with_only(learned, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(learned, source)
+    argv = ["--env", "HAQ-BISMO-Cloud-v0", "--algo", "ppo", "--episodes", "1"]
+    argv += ["--transfer-from", str(source), "--out", str(out)]
+    assert train(*argv, *TIER).returncode == 0
+    assert train(*argv, *TIER, "--resume").returncode == 0
+    state = torch.load(source / "agent.pt", weights_only=True)
+    state["scales"][0][0] += 1.0  # the folder holds another agent now
+    torch.save(state, source / "agent.pt")
+    kept = (out / "episodes.csv").read_bytes()
+    done = train(*argv, *TIER, "--resume")
+    assert done.returncode == 2
+    assert "transferred was" in done.stderr
+    assert (out / "episodes.csv").read_bytes() == kept
 
 
 def test_equal_layers_look_equal_to_an_agent_on_any_network():

@@ -181,6 +181,8 @@ def make_agent(
     for override in overrides:
         if override not in inspect.signature(agent_class).parameters:
             raise InputError(f"{name} has no setting {override!r}.")
+    if "learning_starts" in overrides:
+        raise InputError(f"learning_starts of {name}: give the episodes of warm-up instead.")
     if name == "haq-ddpg":
         own: BaseAlgorithm = agent_class(env, seed=seed, warmup=warmup, **overrides)
         return own
@@ -193,6 +195,12 @@ def make_agent(
         settings.pop("replay_buffer_class", None)
     # the class may write into what it is given, which must not reach the next agent
     settings["policy_kwargs"] = dict(settings["policy_kwargs"])
+    summed = "replay_buffer_class" in settings and "replay_buffer_class" not in overrides
+    if summed and overrides.get("gamma", 1.0) != 1:
+        raise InputError(
+            f"gamma of {name}: its memory sums whole episodes, so nothing is discounted. Give "
+            "replay_buffer_class=ReplayBuffer (of stable_baselines3.common.buffers) as well."
+        )
     agent: BaseAlgorithm = agent_class(
         "MlpPolicy", env, **{"seed": seed, "device": "cpu", **settings, **overrides}
     )

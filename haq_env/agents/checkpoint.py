@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from haq_env.agents.noise import FadingNoise
 from haq_env.errors import InputError
 from haq_env.files import replace_file
 
@@ -81,7 +82,7 @@ def load_agent(agent: BaseAlgorithm, path: Path) -> int:
         reason = str(error).strip().splitlines()[0].rstrip(":. ") if str(error) else repr(error)
         raise InputError(f"{path} is not of an agent with these settings: {reason}.") from error
     episodes = int(agent._episode_num)
-    if (noise := getattr(agent, "action_noise", None)) is not None:
+    if isinstance(noise := getattr(agent, "action_noise", None), FadingNoise):
         noise.start(episodes)
     return episodes
 

@@ -106,6 +106,8 @@ def search_with_agent(
 
 def _gone_on(agent: BaseAlgorithm, state: Path, log: Path, task: Task, episodes: int) -> History:
     """Bring an agent back to where it was saved, and return what it had measured by then."""
+    if getattr(agent, "use_sde", False):  # SB3 draws its noise before anything is saved
+        raise InputError(f"{state.parent}: a run with use_sde cannot go on where it was.")
     done = load_agent(agent, state)
     if done > episodes:
         raise InputError(f"the run in {state.parent} has {done} episodes, more than {episodes}.")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gymnasium.spaces import Discrete
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from haq_env.agents.algorithms import make_agent
@@ -81,7 +82,7 @@ class Source:
                 f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: give "
                 f"--algo {self.algorithm}."
             )
-        seen, here = _kind(self.env), _kind(env.spec.id if env.spec else "")
+        seen, here = _kind(self.env), _kind_of(env)
         if seen != here:
             raise InputError(
                 f"the agent in {self.state.parent} has learned in {self.env}, whose observations "
@@ -148,3 +149,11 @@ def decide(agent: BaseAlgorithm, env: QuantizationEnv) -> History:
 def _kind(id: str) -> str:
     """Return what an id says of observations and actions: "-Discrete", "-Residual" or nothing."""
     return next((suffix for suffix in ("-Discrete", "-Residual") if suffix in id), "")
+
+
+def _kind_of(env: QuantizationEnv) -> str:
+    from haq_env.residual import ResidualEnv
+
+    if isinstance(env, ResidualEnv):
+        return "-Residual"
+    return "-Discrete" if isinstance(env.action_space, Discrete) else ""

@@ -185,6 +185,7 @@ class Search:
 
         from haq_env.agents.transfer import Source
         from haq_env.commands.conclusion import conclude
+        from haq_env.evaluation.fingerprint import digest
         from haq_env.run_folder import made_of, open_folder
 
         self.check()
@@ -192,6 +193,8 @@ class Search:
         source = None if self.transfer_from is None else Source.open(self.transfer_from)
         env = self._environment(source)
         settings = {**self.record(), **made_of(env.task, self.checkpoint)}
+        if source is not None:  # a resumed run goes on from the same agent
+            settings["transferred"] = digest([("agent", source.state.read_bytes())])
         open_folder(self.out, settings, resume=self.resume, overwrite=self.overwrite)
         task = env.task
         budget = task.budget

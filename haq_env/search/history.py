@@ -212,13 +212,19 @@ class RecordedHistory(History):
         progress: called after every trial.
         known: trials of an interrupted run of the same search, which are in the file. The search
             repeats them, from remembered answers; what comes after them is new.
+        anew: a file that is there is thrown away, once there is a first trial to write.
     """
 
     def __init__(
-        self, path: Path, progress: Callable[[History], None], known: Sequence[Trial] = ()
+        self,
+        path: Path,
+        progress: Callable[[History], None],
+        known: Sequence[Trial] = (),
+        *,
+        anew: bool = False,
     ) -> None:
         super().__init__(path)
-        self._progress, self._known = progress, known
+        self._progress, self._known, self._anew = progress, known, anew
 
     def add(self, trial: Trial) -> None:
         """Append one trial.
@@ -235,6 +241,9 @@ class RecordedHistory(History):
                 )
             self._trials.append(known)
         else:
+            if self._anew and self._path is not None:
+                self._path.unlink(missing_ok=True)
+                self._anew = False
             super().add(trial)
         self._progress(self)
 

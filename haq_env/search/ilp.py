@@ -29,6 +29,7 @@ from haq_env.task import Task
 
 _PAIRS = MAX_BITS * MAX_BITS
 _SLACK = 1e3
+_FINE = 1e-2  # share of the size below which an objective is solved for again
 _OBJECTIVE = 1e3  # HiGHS stops at an absolute gap of 1e-6: 1e-9 of an objective of this size
 
 
@@ -133,10 +134,11 @@ def _optimum(
     # HiGHS keeps a row to 1e-7, and prints a line of debugging where it first fails to; with this
     # right side that is 1e-10 of the slack, and the lines are rare
     c_scale = slack / _SLACK or 1.0
-    one_each = csr_array((np.ones(item.size), (item, np.arange(item.size))), (items, item.size))
-    budget = csr_array(c[None] / c_scale)
     banned = list(banned)
     while True:
+        count = np.arange(item.size)
+        one_each = csr_array((np.ones(item.size), (item, count)), (items, item.size))
+        budget = csr_array(c[None] / c_scale)
         rows, upper = [one_each, budget], [*np.ones(items), slack / c_scale]
         for no_good in banned:  # at least one item differs
             rows.append(csr_array((pair == no_good[item])[None].astype(float)))
@@ -156,8 +158,21 @@ def _optimum(
         taken = result.x > 0.5
         chosen[item[taken]] = pair[taken]
         total = cost[np.arange(items), chosen].sum()
+        found = float(v[taken].sum())
         if total <= limit * (1 + ROUNDING):
-            return chosen, float(result.mip_dual_bound) / scale + float(least.sum())
+            if not banned or found == 0 or found * scale >= _FINE * _OBJECTIVE:
+                return chosen, float(result.mip_dual_bound) / scale + float(least.sum())
+            # What is excluded had set the scale, and the solver's absolute gap hides differences.
+            # No better policy has a pair worth more than this one.
+            better = v <= found
+            item, pair, v, c, scale = (
+                item[better],
+                pair[better],
+                v[better],
+                c[better],
+                _OBJECTIVE / found,
+            )
+            continue
         # The solver's tolerance is not the budget's. A policy that is really outside is cut off,
         # which takes no feasible one away, so the optimum stays exact.
         banned.append(chosen)

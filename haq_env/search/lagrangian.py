@@ -17,6 +17,7 @@ from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS, Bits
 
 _DEAREST = 1e300
+_CHEAPEST = 1e-250  # halved as often as below it is still no denormal number
 _HALVINGS = 60
 HALF = ROUNDING / 2  # of what the budget forgives, so that free bits are taken
 
@@ -71,6 +72,12 @@ def prices(v: Grid, c: Grid, slack: float) -> tuple[float, float]:
     low, high = 0.0, 1.0
     while high < _DEAREST and _spent(v, affordable, high) > slack:
         high *= 4
+    # a table in small units needs small prices, which halvings from 1 do not come near
+    needed = _spent(v, affordable, 0.0) > slack
+    while needed and high > _CHEAPEST and _spent(v, affordable, high / 4) <= slack:
+        high /= 4
+    if needed and _spent(v, affordable, high / 4) > slack:
+        low = high / 4
     for _ in range(_HALVINGS):
         price = 0.5 * (low + high)
         low, high = (price, high) if _spent(v, affordable, price) > slack else (low, price)

@@ -40,19 +40,19 @@ def search_with_baseline(
         InputError: unknown method, no evaluations, or a log that is damaged or of another search.
     """
     search = SEARCH[method]
+    if evaluations < 1:
+        raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
     log = folder / "episodes.csv"
     known: Sequence[Trial] = ()
     if resume and log.exists():
         history = History.read(log)
         history.check(task)
         known = History.load(log, keep=len(history))[:]  # a row that was cut off goes
-    else:
-        log.unlink(missing_ok=True)
     if len(known) > evaluations:
         raise InputError(f"{log} has {len(known)} evaluations already, more than {evaluations}.")
     for trial in known:
         task.remember(trial.bits, trial.accuracy)
-    found = RecordedHistory(log, progress, known)
+    found = RecordedHistory(log, progress, known, anew=not (resume and log.exists()))
     try:
         with recorded(found):
             returned = search(task, evaluations, seed)
