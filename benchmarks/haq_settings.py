@@ -287,9 +287,9 @@ def heading(settings: Settings, protocol: Protocol, board: Board, rows: Collecti
     used = sorted({(row.quantizer, row.arithmetic) for row in rows if row.quantizer})
     arithmetic = ", ".join(f"of {quantizer} bits {ARITHMETIC[how]}" for quantizer, how in used)
     counts = Counter(row.sums for row in rows)
-    processors = "; ".join(
-        f"{chr(ord('A') + number)}: {name}, training step {version} ({counts[name, version]} rows)"
-        for number, (name, version) in enumerate(board.kinds)
+    processors = "".join(
+        f"\n  - {board.letter(kind)}: {kind[0]}, training step {kind[1]}, {counts[kind]} rows"
+        for kind in board.kinds
     )
     image_error = 100 * 0.5 / protocol.test_images**0.5
     return f"""# HAQ's Tables 3 to 6, on {protocol.dataset}
@@ -310,9 +310,10 @@ def heading(settings: Settings, protocol: Protocol, board: Board, rows: Collecti
   which chose nothing, measured {arithmetic or "nowhere yet"};
   ± is the standard error over finetuning seeds. That of the images is up to {image_error:.2f}
   points.
-- Finetuned on {processors or "nothing yet"}. Where sums have other last digits, another processor
-  or another version of the training step, the same seed ends in other weights, see
-  benchmarks/LEADERBOARD.md.
+- Finetuned on what the tables call{processors or " nothing yet"}
+
+  Where sums have other last digits, on another processor or with another version of the training
+  step, the same seed ends in other weights, see benchmarks/LEADERBOARD.md.
 - Gain: searched minus uniform, both finetuned with the same sums, paired seed by seed.
   "best on held-out" is the method that is best on the held-out images after finetuning: it has had
   the evaluations of all of them.

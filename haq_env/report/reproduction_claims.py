@@ -95,9 +95,9 @@ class Board:
         """All kinds of sums that finetuned results."""
         return sorted({each.sums for found in self._found.values() for each in found})
 
-    def letter(self, result: Result) -> str:
-        """Return what tables call a result's kind of sums: A, B, ..."""
-        return chr(ord("A") + self.kinds.index(result.sums))
+    def letter(self, sums: tuple[str, int]) -> str:
+        """Return what tables call a kind of sums: A, B, ..."""
+        return chr(ord("A") + self.kinds.index(sums))
 
     def __len__(self) -> int:
         return sum(map(len, self._found.values()))

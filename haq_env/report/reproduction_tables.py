@@ -77,12 +77,12 @@ def network_section(board: Board, network: str, cells: Sequence[Cell]) -> str:
     missing = [DASH, NOT_RUN, NOT_RUN]
     for result in board.references(network, FLOAT):
         rows.append(["float, as trained", "", DASH, f"{result.untrained:.2f}", ""])
-        rows.append(["float, finetuned alike", "", board.letter(result), *_pair(result)])
+        rows.append(["float, finetuned alike", "", board.letter(result.sums), *_pair(result)])
     if not rows:
         rows.append([FLOAT, "", *missing])
     for quantizer in dict.fromkeys(BLOCKS[block].quantizer for block in blocks):
         found = board.references(network, EIGHT, quantizer)
-        rows += [[EIGHT, quantizer, board.letter(result), *_pair(result)] for result in found]
+        rows += [[EIGHT, quantizer, board.letter(result.sums), *_pair(result)] for result in found]
         if not found:
             rows.append([EIGHT, quantizer, *missing])
     head = ["network", "quantizer", "on", "test, %", "val, %"]
@@ -120,7 +120,18 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
     cost = scale.write(found[0].eight) if found else NOT_RUN
     used = {result.sums for result in found}
     rows = [
-        [DASH, EIGHT, board.letter(eight), DASH, DASH, *_pair(eight), cost, "1.000", "1.00", *_NONE]
+        [
+            DASH,
+            EIGHT,
+            board.letter(eight.sums),
+            DASH,
+            DASH,
+            *_pair(eight),
+            cost,
+            "1.000",
+            "1.00",
+            *_NONE,
+        ]
         for eight in board.references(network, EIGHT, BLOCKS[block].quantizer)
         if eight.sums in used
     ]
@@ -138,7 +149,7 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
                 [
                     cell.budget,
                     method,
-                    board.letter(result),
+                    board.letter(result.sums),
                     f"{result.evaluations}{charge}",
                     f"{result.searched:.2f}",
                     *_pair(result),
