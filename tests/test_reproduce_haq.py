@@ -280,7 +280,7 @@ def command(folder: Path, *argv: str) -> list[str]:
 
 def rows(folder: Path) -> dict[tuple, Result]:
     found = read_results(folder / "results" / "digits.csv")
-    return {each.key: replace(each, seconds=0.0) for each in found}
+    return {each.what: replace(each, seconds=0.0) for each in found}
 
 
 @pytest.fixture(scope="module")
