@@ -1,16 +1,18 @@
 """The comparison of agents: equal evaluations for all, nothing is run twice, nothing is made up."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from haq_env.agents.methods import methods, search_method
-from haq_env.report.runs import read_csv
+from haq_env.report.runs import read_csv, write_csv
 from haq_env.yardstick import optimum, yardstick
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +51,28 @@ def test_the_published_numbers_are_those_of_the_search_itself(small):
     )
     history = search_method("residual-ppo")(yardstick(1), 12, 1)
     assert run.best_so_far.tolist() == history.best_so_far()
+
+
+def test_runs_whose_uniform_bits_have_other_accuracies_are_in_no_table_together(small, tmp_path):
+    shutil.copytree(small / "results", tmp_path / "results")
+    path = tmp_path / "results" / "yardstick.csv"
+    runs = read_csv(path)
+    of = next(run for run in runs if run.seed == 0)
+    best = np.maximum(of.best_so_far, of.best_so_far[0] + 1.0)  # it learned nothing, elsewhere
+    others = [run for run in runs if run is not of]
+    write_csv([*others, replace(of, best_so_far=best)], path)
+    done = compare(tmp_path, *SMALL)
+    assert done.returncode == 2
+    assert "begin with uniform bits of different accuracies" in done.stderr
+
+
+def test_a_damaged_run_is_named(small, tmp_path):
+    shutil.copytree(small / "out", tmp_path / "out")
+    path = next((tmp_path / "out").rglob("*.json"))
+    path.write_text('{"trials": [')
+    done = compare(tmp_path, *SMALL)
+    assert done.returncode == 2
+    assert f"{path} is damaged" in done.stderr
 
 
 def test_a_finished_run_is_not_run_again(small):

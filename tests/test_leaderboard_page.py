@@ -11,6 +11,7 @@ from rich.console import Console
 from verified_runs import TRACKS, made
 
 from haq_env.errors import InputError
+from haq_env.leaderboard.charts import _curves
 from haq_env.leaderboard.commands import REPORT, SUBMISSIONS, Report
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
@@ -281,6 +282,14 @@ def test_damaged_verified_numbers_are_one_clear_error(verified, tmp_path, change
 
 
 # -- curves ------------------------------------------------------------------------------------
+
+
+def test_no_curve_ends_above_the_line_of_the_best():
+    found = Standings([made(("random", "evolution"), budget=60)], repetitions=20)
+    for track in found.anchors:
+        chart = _curves(found, track)
+        (best,) = (value for value, name, _ in chart["references"] if name == "best")
+        assert best >= max(y for line in chart["lines"] for y in line["y"])
 
 
 def test_curves_are_those_of_the_outcomes_and_survive_a_file(verified, tmp_path):

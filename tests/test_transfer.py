@@ -182,3 +182,21 @@ def test_every_algorithm_can_be_transferred(tmp_path):
         source.check(name, target)
         found = apply_agent(source, target)[1]
         assert target.task.budget.fits(np.array(found.bits))
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([], "does not say what its agent has learned on"),
+        (["--seeds"], "seeds: at least one is needed"),
+        (["--sources"], "sources: at least one is needed"),
+    ],
+)
+def test_the_benchmark_takes_no_agent_of_unknown_origin_and_not_nothing(argv, complaint, tmp_path):
+    folder = tmp_path / "HAQ-BISMO-Edge-Residual-v0-ppo-300-0"
+    folder.mkdir()
+    (folder / "settings.json").write_text("{}")
+    command = [sys.executable, str(ROOT / "benchmarks" / "transfer.py"), "--out", str(tmp_path)]
+    done = subprocess.run([*command, *argv], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert complaint in done.stderr
