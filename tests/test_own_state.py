@@ -24,14 +24,6 @@ BITS = {width: np.full((3, 2), width) for width in (2, 3, 4, 8)}
 SHORT = Recipe(steps=4, batch_size=16, learning_rate=0.05, bn_images=32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def data() -> Dataset:
     """Noisy copies of four pictures."""

@@ -113,8 +113,12 @@ def own_modes() -> Iterator[None]:
     """Let gradients be computed, and in full precision, whatever modes the caller is in."""
     import torch
 
-    full = (torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda"))
-    with torch.inference_mode(False), torch.enable_grad(), next(full), next(full):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         yield
 
 

@@ -136,8 +136,8 @@ def _optimum(
     c_scale = slack / _SLACK or 1.0
     banned = list(banned)
     while True:
-        count = np.arange(item.size)
-        one_each = csr_array((np.ones(item.size), (item, count)), (items, item.size))
+        columns = np.arange(item.size)
+        one_each = csr_array((np.ones(item.size), (item, columns)), (items, item.size))
         budget = csr_array(c[None] / c_scale)
         rows, upper = [one_each, budget], [*np.ones(items), slack / c_scale]
         for no_good in banned:  # at least one item differs
@@ -165,13 +165,8 @@ def _optimum(
             # What is excluded had set the scale, and the solver's absolute gap hides differences.
             # No better policy has a pair worth more than this one.
             better = v <= found
-            item, pair, v, c, scale = (
-                item[better],
-                pair[better],
-                v[better],
-                c[better],
-                _OBJECTIVE / found,
-            )
+            item, pair, v, c = (each[better] for each in (item, pair, v, c))
+            scale = _OBJECTIVE / found
             continue
         # The solver's tolerance is not the budget's. A policy that is really outside is cut off,
         # which takes no feasible one away, so the optimum stays exact.
