@@ -120,6 +120,10 @@ class Board:
         paired = [result for result in found if self.uniform_beside(result) is not None]
         return next(iter(paired or found), None)
 
+    def has(self, cell: Cell) -> bool:
+        """Return whether any method has been run in a cell, the uniform policy included."""
+        return any(self.at(cell, method) for method in (UNIFORM, *self.methods))
+
     def uniform_beside(self, result: Result) -> Result | None:
         """Return the uniform policy of a result's cell, finetuned with the same sums.
 

@@ -29,13 +29,14 @@ def gains_table(board: Board, cells: Sequence[Cell]) -> str:
 
     Args:
         board: the results.
-        cells: in the order in which they are shown; those without results say so. Where methods
-            of a cell were finetuned with different sums, there are as many uniform accuracies.
+        cells: in the order in which they are shown. Those that no method has run share a line
+            for each block, which says so. Where methods of a cell were finetuned with different
+            sums, there are as many uniform accuracies.
     """
     head = ["network", "block", "budget", "uniform, test %", ROOM]
     head += [*board.methods, CHOSEN, "paper's gain"]
     rows = []
-    for cell in cells:
+    for cell in [cell for cell in cells if board.has(cell)]:
         uniforms, paper = board.uniforms(cell), paper_gain(cell)
         room = [board.below_eight(each) for each in uniforms]
         row = [*cell, " / ".join(accuracy(each, "test") for each in uniforms) or NOT_RUN]
@@ -44,7 +45,15 @@ def gains_table(board: Board, cells: Sequence[Cell]) -> str:
             row.append(_gain(board, cell, method))
         chosen = board.gain(cell, CHOSEN)
         best = NOT_RUN if chosen is None else f"{_gain(board, cell, CHOSEN)} ({chosen.method})"
-        rows.append([*row, best, DASH if paper is None else f"{paper:+.2f}"])
+        rows.append([*row, best, _points(paper)])
+    for network, block in dict.fromkeys(cell[:2] for cell in cells):
+        missing = [cell for cell in in_block(cells, network, block) if not board.has(cell)]
+        if missing:
+            papers = [_points(paper_gain(cell)) for cell in missing]
+            budgets = ", ".join(cell.budget for cell in missing)
+            nothing = [NOT_RUN] * (len(head) - 4)
+            theirs = DASH if set(papers) == {DASH} else ", ".join(papers)
+            rows.append([network, block, budgets, *nothing, theirs])
     return markdown_table(head, rows, left=3)
 
 
@@ -136,7 +145,10 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
         if eight.sums in used
     ]
     for cell in cells:
-        paper = paper_gain(cell)
+        if not board.has(cell):
+            rows.append([cell.budget, "all", DASH, NOT_RUN, *[DASH] * (len(head) - 4)])
+            continue
+        paper = _points(paper_gain(cell))
         searches = [(method, board.at(cell, method)) for method in board.methods]
         uniforms: list[Result | None] = [*board.uniforms(cell)] or [None]
         for method, result in (*((UNIFORM, each) for each in uniforms), *searches):
@@ -157,7 +169,7 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
                     f"{result.cost / result.eight:.3f}",
                     f"{result.reduction:.2f}",
                     _gain(board, cell, method) if searched else DASH,
-                    DASH if paper is None or not searched else f"{paper:+.2f}",
+                    paper if searched else DASH,
                 ]
             )
     return markdown_table(head, rows, left=3)
@@ -168,6 +180,10 @@ def _gain(board: Board, cell: Cell, method: str) -> str:
     if gain is None:
         return NOT_RUN if board.at(cell, method) is None else NOT_PAIRED
     return f"{gain.value:+.2f}" + ("" if math.isnan(gain.error) else f" ± {gain.error:.2f}")
+
+
+def _points(gain: float | None) -> str:
+    return DASH if gain is None else f"{gain:+.2f}"
 
 
 def _pair(result: Result) -> list[str]:
