@@ -20,7 +20,7 @@ _CHUNK = 1024  # policies that are projected at once, so that they stay in the c
 _NAMED = re.compile(r"w([1-8])a([1-8])")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Budget:
     """A limit on one cost of a network, for policies of one space.
 

@@ -28,7 +28,7 @@ UNITS: Mapping[str, str] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Roofs:
     """The limits of a machine, for the roofline.
 
@@ -42,7 +42,7 @@ class Roofs:
     peak: Grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CostTable:
     """Costs of one network on one machine for every layer and bit pair.
 

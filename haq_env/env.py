@@ -86,12 +86,13 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     ## Information
 
     Every `info` has `layer` (name) and `side` ("weights" or "activations") of the decision to
-    come. The last one has also `policy` (pairs of weight and activation bits for all
-    layers), `policy_requested` (before the projection), `accuracy`, `float_accuracy` (percent),
-    `cost`, `cost_ratio` (to the 8-bit network), `budget` (the limit, in the unit of the cost),
-    `seconds`, `cache_hit` (this policy was measured before), `stopped_early` (the accuracy is
-    an estimate, see the argument `early_stopping`) and `note` (why floating point measured it
-    although integers were allowed, or why no CUDA graphs did; mostly nothing).
+    come; the last one those of the last decision. It has also `policy` (pairs of weight and
+    activation bits for all layers), `policy_requested` (before the projection), `accuracy`,
+    `float_accuracy` (percent), `cost`, `cost_ratio` (to the 8-bit network), `budget` (the limit,
+    in the unit of the cost), `seconds`, `cache_hit` (this policy was measured before),
+    `stopped_early` (the accuracy is an estimate, see the argument `early_stopping`) and `note`
+    (why floating point measured it although integers were allowed, or why no CUDA graphs did;
+    mostly nothing).
 
     ## Arguments
 
@@ -114,7 +115,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `device` | str | `"cpu"` | torch device of the evaluator |
     | `cache` | path | None | SQLite file that keeps answers for other processes and later runs |
     | `workers` | int | 1 | processes that measure a batch of policies side by side |
-    | `reuse` | int | 512 | MB for what policies that begin alike share without finetuning |
+    | `reuse` | float | 512 | MB for what policies that begin alike share without finetuning |
     | `early_stopping` | float | None | chance of giving up a candidate that would have been best |
     | `inference` | str | `"float"` | `"int8"`: measure accuracy on integer kernels; or `"auto"` |
     | `graphs` | str | `"auto"` | CUDA graphs on a CUDA device: where faster, `"on"` or `"off"` |
@@ -145,6 +146,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
             )
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise unknown_name("render_mode", str(render_mode), self.metadata["render_modes"])
+        self._made_task = task is None
         self.task = make_task(**settings) if task is None else task
         self.render_mode = render_mode
         self._space = self.task.space
@@ -215,6 +217,11 @@ class QuantizationEnv(gym.Env[Observation, Any]):
         if self.render_mode == "rgb_array":
             return rgb_array(self._bits, self._decided(), cost)
         return None
+
+    def close(self) -> None:
+        """End the worker processes of a task that this environment has made."""
+        if self._made_task:
+            self.task.close()
 
     # -- how ----------------------------------------------------------------------------------
 

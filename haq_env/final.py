@@ -12,7 +12,6 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
-from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.policy import Bits
 from haq_env.report.tables import Row
 from haq_env.search.history import Trial
@@ -50,19 +49,19 @@ def choose(task: Task, history: Sequence[Trial], recipe: Recipe, seed: int, coun
         seed: of the order of training images.
         count: how many distinct policies are on the list; 1 takes the search's best as it is.
     """
-    evaluator = task.evaluator
     ranked = sorted(history, key=lambda trial: -trial.accuracy)
     distinct: dict[tuple[str, str], Trial] = {}
     for trial in ranked:  # equally good ones stay in their order: the first is the search's best
         distinct.setdefault((trial.w_bits, trial.a_bits), trial)
     few = list(distinct.values())[:count]
-    if len(few) == 1 or not isinstance(evaluator, TrainedEvaluator):
+    if len(few) == 1 or not task.is_trained:
         return few[0]
+    evaluator = task.trained()
     return max(few, key=lambda trial: evaluator.final(trial.bits, recipe, seed, ("val",))["val"])
 
 
 def finish(
-    task: Task, bits: Bits, recipe: Recipe, seeds: tuple[int, ...], network: Path | None = None
+    task: Task, bits: Bits, recipe: Recipe, seeds: tuple[int, ...], path: Path | None = None
 ) -> Final:
     """Finetune a policy for longer and measure it, once for each seed.
 
@@ -73,22 +72,20 @@ def finish(
         bits: the policy, int64 [L, 2].
         recipe: the final finetuning.
         seeds: of the order of training images.
-        network: file for the finetuned, quantized network of the first seed, see
+        path: file for the finetuned, quantized network of the first seed, see
             `haq_env.quantization.frozen`; None keeps none.
     """
-    evaluator = task.evaluator
-    if not isinstance(evaluator, TrainedEvaluator):
-        raise InputError("only networks that are finetuned here can have a final finetuning.")
+    evaluator = task.trained()
     from haq_env.quantization.frozen import save_quantized
 
     results = []
     for seed in seeds:
         results.append(evaluator.final(bits, recipe, seed))
-        if network is not None and seed == seeds[0]:
+        if path is not None and seed == seeds[0]:
             about = {**task.settings, "accuracy": results[0], "finetune_seed": seed}
-            network.unlink(missing_ok=True)  # it may be of an earlier policy
+            path.unlink(missing_ok=True)  # it may be of an earlier policy
             try:
-                save_quantized(network, evaluator.bench.network, about)
+                save_quantized(path, evaluator.bench.network, about)
             except InputError as error:  # the policy is what must not be lost
                 warnings.warn(f"the network is not written: {error}", stacklevel=2)
     return Final(tuple(r["val"] for r in results), tuple(r["test"] for r in results))
@@ -96,10 +93,10 @@ def finish(
 
 def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[Row]:
     """Build the closing table: the float network, then policies with their costs."""
-    evaluator = task.evaluator
     table = []
-    if isinstance(evaluator, TrainedEvaluator):
-        accuracies = {part: (evaluator.bench.float_accuracy(part), 0.0) for part in ("val", "test")}
+    if task.is_trained:
+        bench = task.trained().bench
+        accuracies = {part: (bench.float_accuracy(part), 0.0) for part in ("val", "test")}
         table.append(Row("float", accuracies, {}))
     for name, (bits, final) in finals.items():
         accuracies = {part: final.mean_and_error(part) for part in ("val", "test")}

@@ -70,7 +70,7 @@ def uniform(layers: int, w_bits: int, a_bits: int) -> Bits:
     return as_bits(np.tile(np.array([w_bits, a_bits]), (layers, 1)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Policy:
     """The bits of every layer of one network, with what is known of it.
 
@@ -90,6 +90,14 @@ class Policy:
         taken = {"schema", "layers"} & self.record.keys()
         if taken:
             raise InputError(f"the record cannot hold {taken.pop()!r}: the file's own keys.")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Policy):
+            return NotImplemented
+        same = np.array_equal(self.bits, other.bits) and self.names == other.names
+        return same and self.record == other.record
+
+    __hash__ = None  # type: ignore[assignment]  # the record is a dictionary
 
     @property
     def w_bits(self) -> list[int]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from haq_env.cost import Grid
 from haq_env.env import Action, Observation, QuantizationEnv
 from haq_env.errors import InputError, unknown_name
-from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits
 from haq_env.search.lagrangian import allocate
 from haq_env.space import Step
@@ -112,12 +111,14 @@ class ResidualEnv(QuantizationEnv):
         if reach is not None and not reach > 0:
             raise InputError(f"reach must be positive, not {reach}.")
         if prior is None:
-            prior = "fit" if isinstance(self.task.evaluator, TrainedEvaluator) else LAW
+            prior = "fit" if self.task.is_trained else LAW
         if isinstance(prior, str) and prior != LAW:
             from haq_env.search.sensitivity import METHODS
 
             if prior not in METHODS:
                 raise unknown_name("prior", prior, (*METHODS, LAW))
+        if not isinstance(prior, str):
+            prior = _checked(prior, len(self.task.layers))
         known = not isinstance(prior, str) or prior != LAW
         self.prior = prior
         self.reach = float(reach or (REACH if known else REACH_OF_LAW))
@@ -159,16 +160,11 @@ class ResidualEnv(QuantizationEnv):
         return allocate(pairs, self.task.budget)
 
     def _measured(self) -> Grid:
-        shape = (*self._lowest.shape, MAX_BITS)
         if not isinstance(self.prior, str):
-            table = np.asarray(self.prior, dtype=np.float64)
-            if table.shape != shape or not (table >= 0).all():
-                raise InputError(
-                    f"a prior table must be [layers, 2, 8] = {list(shape)}, 0 or more."
-                )
-            return table
+            return self.prior
         if self.prior == LAW:
-            return np.broadcast_to(0.25 ** np.arange(1.0, MAX_BITS + 1), shape)
+            law = 0.25 ** np.arange(1.0, MAX_BITS + 1)
+            return np.broadcast_to(law, (*self._lowest.shape, MAX_BITS))
         from haq_env.search.sensitivity import measure_sensitivity
 
         found = measure_sensitivity(self.task, self.prior)
@@ -196,6 +192,17 @@ class ResidualEnv(QuantizationEnv):
             previous = self._corrections[self._space.steps[self._step - 1]]
         tail = (step.side, 0.5 + 0.5 * previous, *self._context[step])
         return np.concatenate([self._features[step.layer], tail]).astype(np.float32)
+
+
+def _checked(prior: Any, layers: int) -> Grid:
+    """Return a user's own table as float64 [layers, 2, 8]."""
+    try:
+        table = np.array(prior, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a prior must be a name or numbers, not {prior!r}.") from error
+    if table.shape != (layers, 2, MAX_BITS) or not (table >= 0).all():
+        raise InputError(f"a prior table must be [layers, 2, 8] = [{layers}, 2, 8], 0 or more.")
+    return table
 
 
 def _scaled(values: Grid) -> Grid:

@@ -65,15 +65,16 @@ def made_of(task: Task, checkpoint: Path | None) -> dict[str, str]:
     Args:
         task: what is searched, with an evaluator that finetunes.
         checkpoint: the file that the weights are from, if they were given as one.
+
+    Raises:
+        InputError: the evaluator is the user's own.
     """
     import torch
 
     from haq_env.data import load_dataset
     from haq_env.evaluation.fingerprint import digest, raw
-    from haq_env.evaluation.trained import TrainedEvaluator
 
-    assert isinstance(task.evaluator, TrainedEvaluator)
-    subject, found = task.evaluator.subject, {}
+    subject, found = task.trained().subject, {}
     if checkpoint is not None:
         found["weights"] = digest([("file", checkpoint.read_bytes())])
     elif not isinstance(subject.network, str):

@@ -22,7 +22,7 @@ class Step(NamedTuple):
     side: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BitSpace:
     """Which bits each layer's weights and activations may have, and in which order they are set.
 

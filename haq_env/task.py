@@ -6,8 +6,11 @@ Everything below (hardware, quantization, evaluation) knows nothing of search; e
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -28,7 +31,7 @@ from haq_env.evaluation.recipe import GRAPHS, INFERENCES, Graphs, Inference
 from haq_env.hardware import Hardware
 from haq_env.hardware.load import cost_table
 from haq_env.layers import LayerTable
-from haq_env.networks.bundled import find_trained
+from haq_env.networks.bundled import Trained, find_trained
 from haq_env.policy import Bits, Policy
 from haq_env.quantization.scheme import ClipRule
 from haq_env.space import BitSpace
@@ -36,12 +39,12 @@ from haq_env.space import BitSpace
 if TYPE_CHECKING:
     from torch import nn
 
-    from haq_env.evaluation.cache import EvaluationCache
+    from haq_env.evaluation.trained import TrainedEvaluator
 
 CLIPS = get_args(ClipRule)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A mixed-precision quantization problem.
 
@@ -85,8 +88,19 @@ class Task:
         return {**costs, self.budget.metric: self.cost(bits)}
 
     def evaluate(self, bits: Bits) -> Evaluation:
-        """Measure the accuracy of one policy [L, 2]."""
-        return self.evaluator.evaluate(bits)
+        """Measure the accuracy of one policy [L, 2].
+
+        Raises:
+            InputError: no policy of this network; or an evaluator of the user's own answers
+                something else than an `Evaluation`.
+        """
+        answer = self.evaluator.evaluate(bits)
+        if not isinstance(answer, Evaluation):
+            raise InputError(
+                f"{type(self.evaluator).__name__}.evaluate must return a haq_env.Evaluation, not "
+                f"{answer!r}."
+            )
+        return answer
 
     def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
         """Measure the accuracy of policies [N, L, 2]; in order, as one by one."""
@@ -109,6 +123,34 @@ class Task:
         """Tell the evaluator an answer it gave in an earlier run, if it keeps answers."""
         if isinstance(self.evaluator, Remembering):
             self.evaluator.remember(bits, accuracy)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether accuracies are those of a trained network that can be finetuned here."""
+        from haq_env.evaluation.trained import TrainedEvaluator
+
+        return isinstance(self.evaluator, TrainedEvaluator)
+
+    def trained(self) -> TrainedEvaluator:
+        """Return the evaluator with its network, for what needs weights, gradients or finetuning.
+
+        Raises:
+            InputError: it is an evaluator of the user's own, which shows no network.
+        """
+        from haq_env.evaluation.trained import TrainedEvaluator
+
+        if not isinstance(self.evaluator, TrainedEvaluator):
+            raise InputError(
+                f"this needs a network that is finetuned here, and {type(self.evaluator).__name__} "
+                "is an evaluator of its own: give make_task a network and the name of a tier."
+            )
+        return self.evaluator
+
+    def close(self) -> None:
+        """End the evaluator's worker processes, if it has any; the next batch starts new ones."""
+        close = getattr(self.evaluator, "close", None)
+        if callable(close):
+            close()
 
     def uniform(self) -> Bits:
         """Return the best that needs no search: the largest uniform policy that fits."""
@@ -166,7 +208,8 @@ def make_task(
         clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, or ``"max"``, the largest magnitude
             (of a sample, for inputs).
         evaluator: a tier (``"finetune"``, ``"ptq_bn"``), a `Recipe` or any `Evaluator`.
-        seed: of the finetuning inside every evaluation.
+        seed: of the finetuning inside every evaluation; only recorded with an evaluator of your
+            own, which takes none of the arguments after ``layers``.
         fill_up: spend the slack that HAQ's projection leaves.
         checkpoint: safetensors file with the weights of a named network.
         layers: the layer table, where the network cannot be traced.
@@ -190,23 +233,10 @@ def make_task(
     Raises:
         InputError: something is unknown, or does not fit together; the message says what.
     """
-    from haq_env.evaluation.bench import Subject
-    from haq_env.evaluation.stopping import EarlyStopping
-    from haq_env.evaluation.trained import TrainedEvaluator
-    from haq_env.quantization import QUANTIZERS
-
-    choices: tuple[tuple[str, str, Collection[str]], ...] = (
-        ("quantizer", quantizer, QUANTIZERS),
-        ("clip rule", clip, CLIPS),
-        ("inference", inference, INFERENCES),
-        ("graphs", graphs, GRAPHS),
-    )
-    for what, given, known in choices:
-        if given not in known:
-            raise unknown_name(what, given, known)
-    if metric is not None and metric not in UNITS:
-        raise unknown_name("metric", metric, UNITS)
     about: dict[str, Any] = {}
+    _check_choices(quantizer, clip, inference, graphs, metric)
+    if layers is not None and not isinstance(layers, LayerTable):
+        raise InputError(f"layers must be a LayerTable, not {type(layers).__name__}.")
     if isinstance(network, str) and ":" in network and checkpoint is None:
         network, dataset = _users_own(network, dataset)
         about["classes"] = dataset.classes  # what the factory was asked for
@@ -217,42 +247,19 @@ def make_task(
     if isinstance(evaluator, str) and evaluator not in RECIPES:
         raise unknown_name("evaluator", evaluator, RECIPES)
     recipe = RECIPES[evaluator] if isinstance(evaluator, str) else evaluator
-    tier = recipe.name if isinstance(recipe, Recipe) else type(evaluator).__name__
+    options: dict[str, Any] = {
+        "device": device,
+        "cache": cache,
+        "workers": workers,
+        "reuse": reuse,
+        "early_stopping": early_stopping,
+        "inference": inference,
+        "graphs": graphs,
+    }
     if isinstance(recipe, Recipe):
-        subject = Subject(
-            network=_apart(network),
-            dataset=dataset,
-            layers=found.layers,
-            checkpoint=found.checkpoint,
-            build=found.build,
-            dataset_options=found.dataset_options,
-            quantizer=quantizer,
-            clip=clip,
-            device=device,
-            inference=inference,
-            graphs=graphs,
-        )
-        recipe = TrainedEvaluator(
-            subject,
-            recipe,
-            seed,
-            _cache(cache),
-            workers=workers,
-            reuse=int(reuse * 2**20),
-            stopping=None if early_stopping is None else EarlyStopping(early_stopping),
-        )
-    elif isinstance(recipe, type) or not isinstance(recipe, Evaluator):
-        raise InputError(
-            "evaluator must be the name of a tier, a Recipe or an object with float_accuracy and "
-            f"evaluate(bits), not {evaluator!r}."
-        )
-    elif cache is not None:
-        raise InputError("a cache needs an evaluator that is the name of a tier or a Recipe.")
-    elif (workers, early_stopping, inference, graphs) != (1, None, "float", "auto"):
-        raise InputError(
-            "workers, early_stopping, inference and graphs need an evaluator that is the name of a "
-            "tier or a Recipe."
-        )
+        measured = _evaluator(recipe, found, network, dataset, quantizer, clip, seed, **options)
+    else:
+        measured = _users_evaluator(recipe, options)
     settings = {
         "network": found.layers.network,
         "build": dict(found.build),
@@ -262,7 +269,7 @@ def make_task(
         "bits": list(space.bits),
         "quantizer": quantizer,
         "clip": clip,
-        "evaluator": tier,
+        "evaluator": recipe.name if isinstance(recipe, Recipe) else type(recipe).__name__,
         "fill_up": fill_up,
         "seed": int(seed),
         **about,
@@ -271,7 +278,100 @@ def make_task(
         settings["early_stopping"] = float(early_stopping)
     if inference != "float":
         settings["inference"] = inference
-    return Task(found.layers, costs, limit, space, recipe, settings)
+    return Task(found.layers, costs, limit, space, measured, settings)
+
+
+def _check_choices(
+    quantizer: object, clip: object, inference: object, graphs: object, metric: object
+) -> None:
+    """Refuse names that nothing has."""
+    from haq_env.quantization import QUANTIZERS
+
+    choices: tuple[tuple[str, object, Collection[str]], ...] = (
+        ("quantizer", quantizer, QUANTIZERS),
+        ("clip rule", clip, CLIPS),
+        ("inference", inference, INFERENCES),
+        ("graphs", graphs, GRAPHS),
+        ("metric", metric, UNITS),
+    )
+    for what, given, known in choices:
+        chosen = isinstance(given, str) and given in known
+        if not chosen and not (what == "metric" and given is None):
+            raise unknown_name(what, given, known)
+
+
+def _evaluator(
+    recipe: Recipe,
+    found: Trained,
+    network: str | nn.Module,
+    dataset: str | Dataset,
+    quantizer: str,
+    clip: ClipRule,
+    seed: int,
+    *,
+    device: str,
+    cache: str | Path | None,
+    workers: int,
+    reuse: float,
+    early_stopping: float | None,
+    inference: Inference,
+    graphs: Graphs,
+) -> Evaluator:
+    """Build this package's own evaluator of trained networks."""
+    from haq_env.evaluation.bench import Subject
+    from haq_env.evaluation.cache import EvaluationCache
+    from haq_env.evaluation.stopping import EarlyStopping
+    from haq_env.evaluation.trained import TrainedEvaluator
+
+    if not isinstance(device, str):
+        raise InputError(f"device must be a name such as 'cpu' or 'cuda', not {device!r}.")
+    if not _is_number(reuse) or reuse < 0:
+        raise InputError(f"reuse must be a number of MB, 0 or more, not {reuse!r}.")
+    if early_stopping is not None and not _is_number(early_stopping):
+        raise InputError(f"early_stopping must be a number or None, not {early_stopping!r}.")
+    subject = Subject(
+        network=_apart(network),
+        dataset=dataset,
+        layers=found.layers,
+        checkpoint=found.checkpoint,
+        build=found.build,
+        dataset_options=found.dataset_options,
+        quantizer=quantizer,
+        clip=clip,
+        device=device,
+        inference=inference,
+        graphs=graphs,
+    )
+    return TrainedEvaluator(
+        subject,
+        recipe,
+        seed,
+        None if cache is None else EvaluationCache(cache),
+        workers=workers,
+        reuse=int(reuse * 2**20),
+        stopping=None if early_stopping is None else EarlyStopping(early_stopping),
+    )
+
+
+def _users_evaluator(evaluator: Any, options: Mapping[str, Any]) -> Evaluator:
+    """Check an evaluator of the user's own, which the options of ours do not reach."""
+    if isinstance(evaluator, type) or not isinstance(evaluator, Evaluator):
+        raise InputError(
+            "evaluator must be the name of a tier, a Recipe or an object with float_accuracy and "
+            f"evaluate(bits), not {evaluator!r}."
+        )
+    defaults = inspect.signature(make_task).parameters
+    given = [name for name, value in options.items() if value != defaults[name].default]
+    if given:
+        raise InputError(
+            f"{', '.join(given)}: an evaluator of your own ({type(evaluator).__name__}) decides "
+            "that itself; only the name of a tier or a Recipe takes it."
+        )
+    return evaluator
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _weights_only(quantizer: str) -> bool:
@@ -290,14 +390,6 @@ def _apart(network: str | nn.Module) -> str | nn.Module:
     from haq_env.quantization.network import copied
 
     return copied(network)
-
-
-def _cache(path: str | Path | None) -> EvaluationCache | None:
-    if path is None:
-        return None
-    from haq_env.evaluation.cache import EvaluationCache
-
-    return EvaluationCache(path)
 
 
 def _users_own(address: str, dataset: str | Dataset) -> tuple[nn.Module, Dataset]:

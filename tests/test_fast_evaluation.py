@@ -135,7 +135,7 @@ def test_an_evaluator_without_batches_is_asked_one_by_one():
     task = make_task(evaluator=Own())
     policies = some(task, 3)
     assert accuracies(task.evaluate_batch(policies)) == [float(b.sum()) for b in policies]
-    with pytest.raises(InputError, match="need an evaluator that is the name of a tier"):
+    with pytest.raises(InputError, match="workers: an evaluator of your own"):
         make_task(evaluator=Own(), workers=2)
 
 

@@ -374,7 +374,7 @@ def test_lint_finds_cells_that_are_zero():
 # -- names, files, classes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(HARDWARE) - {"roofline"}))
+@pytest.mark.parametrize("name", sorted(HARDWARE))
 def test_registered_hardware_needs_no_parameters(name):
     table = load_hardware(name).cost_table(V1)
     assert table.metric in table.values

@@ -14,9 +14,13 @@ class ListHardware:
     def run(self) -> None:
         """Print names and descriptions."""
         from haq_env.hardware import HARDWARE
+        from haq_env.hardware.load import MODELS
         from haq_env.report.listings import registry_table
 
         show(registry_table(HARDWARE))
+        models = ", ".join(sorted({*HARDWARE, *MODELS}))
+        write(f"Besides: a TOML or JSON file with a model ({models})\n")
+        write("and its parameters, a CSV file of measured costs, and package.module:Class.\n")
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,6 @@ class Search:
         """Make the environment, and see that everything given fits it."""
         from haq_env.agents.algorithms import check_fits
         from haq_env.env import make_env
-        from haq_env.evaluation.trained import TrainedEvaluator
 
         learned = {} if source is None else {"scales": source.scales}
         env = make_env(self.env, **self.task_settings(), **learned)
@@ -231,12 +230,12 @@ class Search:
                     f"{source.settings.get('haq')}: give that, not --haq {self.haq}."
                 )
             source.check(self.algo, env, self.agent_settings())
-        if not isinstance(env.task.evaluator, TrainedEvaluator):
+        if not env.task.is_trained:
             raise InputError(
                 f"{self.env} has an evaluator of its own ({type(env.task.evaluator).__name__}) and "
                 "no network for a final finetuning: use haq_env.agents.run.search_with_agent."
             )
-        network = env.task.evaluator.subject.network
+        network = env.task.trained().subject.network
         frozen = not isinstance(network, str) and not any(
             parameter.requires_grad for parameter in network.parameters()
         )

@@ -15,7 +15,7 @@ from haq_env.data.dataset import Dataset
 from haq_env.data.decoding import numbered, write_labels, write_split
 from haq_env.data.files import ImageFile, archive_files, class_folders, folder_files
 from haq_env.data.splits import balanced_order, hold_out
-from haq_env.data.store import cache_folder, kept, new_array
+from haq_env.data.store import cache_folder, cached_splits, new_array
 from haq_env.errors import InputError
 
 CLASSES = (
@@ -91,8 +91,10 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
 
     # what was decoded of torchvision's files before held other images out
     source = (str(folder.resolve()), kind, val, seed, *(("by class",) * (kind == "torchvision")))
-    splits, about = kept("cifar10", source, state, fill)
-    return Dataset("cifar10", 10, MEAN, STD, about=about, **splits)
+    splits, about = cached_splits("cifar10", source, state, fill)
+    again = not {".jpg", ".jpeg"}.isdisjoint(about.get("files", ()))
+    note = "CIFAR-10's images, encoded again as JPEG" if again else ""
+    return Dataset("cifar10", 10, MEAN, STD, *splits, about=about, note=note)
 
 
 def _kind(folder: Path) -> str:

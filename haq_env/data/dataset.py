@@ -23,7 +23,7 @@ class _Samples(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
     """Images and labels.
 
@@ -63,7 +63,7 @@ class Split:
         return Split(self.images[:count], self.labels[:count])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A classification problem.
 
@@ -77,6 +77,9 @@ class Dataset:
         val: held out of all training; what a search measures accuracy on.
         test: touched only by the final evaluation of a found policy.
         about: where the images come from and how they were split, for records.
+        note: what has to be said beside an accuracy on these images; empty for most data sets.
+        shows_all_classes: False where the images are of a few of the classes only, and labels are
+            places among all of them.
     """
 
     name: str
@@ -86,7 +89,9 @@ class Dataset:
     train: Split
     val: Split
     test: Split
-    about: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    about: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+    shows_all_classes: bool = True
 
     def __post_init__(self) -> None:
         shape = self.input_shape
@@ -125,13 +130,6 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Channels, height and width of one image."""
         return self.train.images.shape[1:]
-
-    @property
-    def note(self) -> str:
-        """What has to be said beside an accuracy on these images; empty for most data sets."""
-        if self.name == "cifar10" and {".jpg", ".jpeg"} & {*self.about.get("files", ())}:
-            return "CIFAR-10's images, encoded again as JPEG"
-        return ""
 
     def __deepcopy__(self, memo: Any) -> Dataset:
         """Return itself: images are never written to, and environments are copied with them."""

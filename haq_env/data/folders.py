@@ -12,7 +12,7 @@ from haq_env.data.dataset import Dataset
 from haq_env.data.decoding import mean_and_std, numbered, write_split
 from haq_env.data.files import ImageFile, View, class_folders, folder_files
 from haq_env.data.splits import balanced_order, hold_out
-from haq_env.data.store import kept
+from haq_env.data.store import cached_splits
 from haq_env.errors import InputError
 
 # torchvision's, for all of its ImageNet networks.
@@ -65,10 +65,10 @@ def imagefolder(
         return {"source": "folder", "seed": seed, "classes": classes, "counts": counts}
 
     source = (str(folder.resolve()), size, val, test, seed)
-    splits, about = kept("imagefolder", source, _state([*files, *others]), fill)
-    mean, std = mean_and_std(splits["train"])
+    splits, about = cached_splits("imagefolder", source, _state([*files, *others]), fill)
+    mean, std = mean_and_std(splits.train)
     return Dataset(
-        f"imagefolder:{folder.resolve().name}", len(classes), mean, std, about=about, **splits
+        f"imagefolder:{folder.resolve().name}", len(classes), mean, std, *splits, about=about
     )
 
 
@@ -121,8 +121,8 @@ def imagenet(
         return {"source": "folder", "seed": seed, "classes": chosen, "counts": counts}
 
     source = (str(folder.resolve()), classes, train, val, size, view.resize, seed)
-    splits, about = kept("imagenet", source, _state([*files, *others]), fill)
-    return Dataset("imagenet", len(every), MEAN, STD, about=about, **splits)
+    splits, about = cached_splits("imagenet", source, _state([*files, *others]), fill)
+    return Dataset("imagenet", len(every), MEAN, STD, *splits, about=about, shows_all_classes=False)
 
 
 def _checked(root: str | Path, name: str) -> Path:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -23,9 +23,16 @@ PARTS = ("train", "val", "test")
 _FORMAT = 2  # raise it when what is written changes
 _FILES = tuple(f"{part}-{what}.npy" for part in PARTS for what in ("images", "labels"))
 
-Splits = dict[str, Split]
 # Writes arrays into a folder by `new_array` and returns what there is to say about them.
 Fill = Callable[[Path], dict[str, Any]]
+
+
+class Splits(NamedTuple):
+    """The three parts of a data set, in the order of `Dataset`."""
+
+    train: Split
+    val: Split
+    test: Split
 
 
 def cache_folder() -> Path:
@@ -39,7 +46,9 @@ def digest(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
-def kept(name: str, source: object, state: object, fill: Fill) -> tuple[Splits, dict[str, Any]]:
+def cached_splits(
+    name: str, source: object, state: object, fill: Fill
+) -> tuple[Splits, dict[str, Any]]:
     """Return the splits of a source from the cache, decoding them first where they are not there.
 
     Only one process decodes; others wait for it. A folder appears in the cache when it is whole,
@@ -118,10 +127,7 @@ def _open(path: Path) -> tuple[Splits, dict[str, Any]] | None:
         # Copy-on-write: torch takes no read-only arrays, and nobody can spoil the file.
         arrays = [np.load(path / file, mmap_mode="c") for file in _FILES]
         pairs = zip(arrays[::2], arrays[1::2], strict=True)
-        splits = {
-            part: Split(images, np.asarray(labels))
-            for part, (images, labels) in zip(PARTS, pairs, strict=True)
-        }
+        splits = Splits(*(Split(images, np.asarray(labels)) for images, labels in pairs))
     except (OSError, ValueError, EOFError):  # the last for an empty file
         return None
     return splits, about

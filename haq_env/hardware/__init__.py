@@ -28,6 +28,5 @@ HARDWARE = Registry(
         "bismo-cloud": "haq_env.hardware.bismo:cloud",
         "bitfusion": "haq_env.hardware.bitfusion:BitFusion",
         "size": "haq_env.hardware.size:ModelSize",
-        "roofline": "haq_env.hardware.roofline:Roofline",
     },
 )

@@ -24,7 +24,13 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 # Models that are no machine yet: a file has to give their parameters.
-MODELS = Registry("hardware model", {"bismo": "haq_env.hardware.bismo:Bismo"})
+MODELS = Registry(
+    "hardware model",
+    {
+        "bismo": "haq_env.hardware.bismo:Bismo",
+        "roofline": "haq_env.hardware.roofline:Roofline",
+    },
+)
 
 
 def cost_table(
@@ -61,9 +67,10 @@ def load_hardware(spec: str | Path | Hardware | type[Hardware], **parameters: An
     Args:
         spec: one of
 
-            * a registered name, such as ``"bismo-edge"`` (`haq_env.hardware.HARDWARE`);
-            * the path of a .toml or .json file with the key ``model`` (a registered name or
-              ``"bismo"``) and the parameters of that model;
+            * a registered name, such as ``"bismo-edge"`` (`haq_env.hardware.HARDWARE`), or a model
+              that needs parameters (`MODELS`);
+            * the path of a .toml or .json file with the key ``model`` (one of these names) and the
+              parameters of that model;
             * the path of a .csv file with measured costs (`haq_env.hardware.table`);
             * ``"package.module:Class"``, a class or function that returns a hardware model;
             * an object with a ``cost_table`` method, returned as it is, or its class.
@@ -96,10 +103,10 @@ def load_hardware(spec: str | Path | Hardware | type[Hardware], **parameters: An
     name = str(spec)
     if ":" in name:
         return _build(import_address("hardware", name), name, parameters)
-    if name not in HARDWARE:
+    if name not in HARDWARE and name not in MODELS:
         near = unknown_name("hardware", name, HARDWARE)
         raise InputError(f"{near} Or a .toml, .json or .csv file, or 'package.module:Class'.")
-    return _build(HARDWARE[name], name, parameters)
+    return _build(_model(name), name, parameters)
 
 
 def _no_parameters(hardware: Hardware, what: str, parameters: Mapping[str, Any]) -> Hardware:
@@ -112,7 +119,7 @@ def _known_models() -> str:
     return ", ".join(sorted({*MODELS, *HARDWARE}))
 
 
-def _model(name: object, where: str) -> Any:
+def _model(name: object, where: str = "") -> Any:
     for registry in (MODELS, HARDWARE):
         if isinstance(name, str) and name in registry:
             return registry[name]

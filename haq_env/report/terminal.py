@@ -72,4 +72,9 @@ def lenient() -> None:
 
 def silence() -> None:
     """Send what stdout still holds nowhere: Python flushes at exit, which would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        number = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or no file: nothing can fail at exit
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), number)
