@@ -19,8 +19,8 @@ class ListHardware:
 
         show(registry_table(HARDWARE))
         models = ", ".join(sorted({*HARDWARE, *MODELS}))
-        write(f"Besides: a TOML or JSON file with a model ({models})\n")
-        write("and its parameters, a CSV file of measured costs, and package.module:Class.\n")
+        write("Besides: a CSV file of measured costs, package.module:Class, and a TOML or JSON\n")
+        write(f"file with a model ({models})\nand its parameters.\n")
 
 
 @dataclass(frozen=True)
