@@ -255,6 +255,7 @@ def main() -> None:
     head = f"# One policy for each device\n\n`{command_line(__file__, settings)}`"
     head += f"\n\n{note}" if note else ""
     head += f"\n\n![policies]({settings.stem}.png)\n\n"
+    head += f"The picture shows the policies for {' and '.join(DEVICES[:2])}.\n\n"
     replace_file(settings.out / f"{settings.stem}.md", f"{head}```\n{console.export_text()}```\n")
     sys.exit(missed)
 

@@ -32,7 +32,8 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     at each: the bits of the layer's weights, then the bits of its input activations. The first
     and the last layer stay at 8 bits and are skipped. After the last decision the policy is
     projected onto a hard budget of latency, energy or size, which a hardware simulator computes;
-    the network is quantized by it, finetuned for a few steps and measured on held-out images.
+    the network is quantized by it, finetuned for a few steps (28 of 32 images, unless another
+    evaluator is asked for) and measured on held-out images.
     The problem and its rules are those of HAQ (Wang et al., CVPR 2019).
 
     ## Action Space

@@ -34,13 +34,13 @@ class Build:
     """How the network is built."""
 
     image_size: OptionalInt = None
-    """Height and width of the images, in pixels: that of --policy's network, or 224."""
+    """Height and width of the images, in pixels: 224 unless a policy says otherwise."""
     channels: OptionalInt = None
-    """Channels of the images: those of --policy's network, or 3."""
+    """Channels of the images: 3 unless a policy says otherwise."""
     classes: OptionalInt = None
-    """Outputs of the classifier: those of --policy's network, or 1000."""
+    """Outputs of the classifier: 1000 unless a policy says otherwise."""
     width: Annotated[float | None, arg(metavar="FLOAT")] = None
-    """Factor on the channel counts of built-in networks: that of --policy's network, or 1."""
+    """Factor on the channel counts of built-in networks: 1 unless a policy says otherwise."""
 
     def layers(self, network: str, known: Mapping[str, Any] | None = None) -> LayerTable:
         """Trace a network.

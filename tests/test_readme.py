@@ -14,6 +14,7 @@ import haq_env
 from haq_env import QuantizationEnv
 from haq_env.cli import main
 from haq_env.evaluation.cache import EvaluationCache
+from haq_env.evaluation.recipe import FINAL, RECIPES
 from haq_env.hardware.load import load_hardware
 from haq_env.policy import Policy
 from haq_env.residual import ResidualEnv
@@ -71,9 +72,9 @@ def executed(example: str, folder: Path) -> str:
     return done.stdout
 
 
-def of_page(name: str) -> str:
+def of_page(name: str, number: int = 0) -> str:
     page = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)[0]
+    return re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)[number]
 
 
 @pytest.mark.slow
@@ -103,6 +104,45 @@ def test_the_example_of_ones_own_search_is_one():
     assert len(history) == 40
     assert history.best.accuracy > history[0].accuracy
     assert all(task.budget.fits(trial.bits) for trial in history)
+
+
+def test_the_example_of_ones_own_agent_as_a_search_is_one():
+    names: dict = {}
+    exec(of_page("agents.md", 1), names)
+    task = yardstick(0)
+    history = names["mine"](task, 4, 0)
+    assert len(history) == 4
+    assert (history[0].bits == task.uniform()).all()
+    assert all(task.budget.fits(trial.bits) for trial in history)
+
+
+@pytest.mark.slow
+def test_the_example_of_ones_own_quantizer_is_measured(tmp_path):
+    assert 80 < float(executed(of_page("quantizers.md"), tmp_path)) < 100
+
+
+def test_the_tiers_are_those_of_their_page():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    tiers = (RECIPES["finetune"], RECIPES["ptq_bn"], FINAL)
+    assert f"| steps | {' | '.join(str(tier.steps) for tier in tiers)} |" in page
+    assert (
+        f"| training images for batch norm | {' | '.join(str(t.bn_images) for t in tiers)} |"
+        in page
+    )
+    for what in ("batch_size", "learning_rate", "momentum", "weight_decay", "max_norm"):
+        assert len({getattr(tier, what) for tier in tiers}) == 1
+        value = f"{getattr(FINAL, what):g}".replace("e-05", "e-5")
+        value = "1.0" if what == "max_norm" else value
+        assert f"| {value} | \u2013 | {value} |" in page
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_every_file_that_a_page_links_exists(name):
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    links = re.findall(
+        r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.S)
+    )
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
 
 
 def test_the_page_of_the_environments_is_what_the_classes_say():
