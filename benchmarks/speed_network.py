@@ -43,6 +43,7 @@ from haq_env.quantization.integer import IntegerNetwork
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.quantization.products import Unsupported
+from haq_env.quantization.recording import record_inputs
 from haq_env.quantization.scheme import Settings
 
 
@@ -182,15 +183,17 @@ def calibration(quick: bool, _: int) -> list[Row]:
         module, layers, images = net.module(), net.layers(), net.images()
         network, parts = plain_haq.plain_network(module, layers)
         own = QuantizedNetwork(module, layers, calibration_images=images)
-        found = [own.module.get_submodule(name) for name in layers.names]
+        found = {name: own.module.get_submodule(name) for name in layers.names}
 
         def clips(
-            own: QuantizedNetwork = own, found: list[nn.Module] = found, images: Tensor = images
+            own: QuantizedNetwork = own,
+            found: dict[str, nn.Module] = found,
+            images: Tensor = images,
         ) -> list[LinearQuantizer]:
-            inputs = own.record_inputs(found, images)
+            inputs = record_inputs(own, found, images)
             return [
                 LinearQuantizer(layer, part.get_parameter("weight"), sample, Settings())
-                for layer, part, sample in zip(own.layers, found, inputs, strict=True)
+                for layer, part, sample in zip(own.layers, found.values(), inputs, strict=True)
             ]
 
         def widths(

@@ -287,7 +287,7 @@ def _apart(network: str | nn.Module) -> str | nn.Module:
     """Copy a network that its owner may go on training."""
     if isinstance(network, str):
         return network
-    from haq_env.quantization.network import copied
+    from haq_env.networks.copying import copied
 
     return copied(network)
 

@@ -17,6 +17,7 @@ from haq_env.data import Dataset, Split, digits
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
+from haq_env.evaluation.additive import AdditiveEvaluator
 from haq_env.evaluation.bench import Subject
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.recipe import FINAL
@@ -683,6 +684,18 @@ def test_bits_that_are_no_policy_are_refused(task, bits, message):
     with pytest.raises(InputError, match=re.escape(message)):
         task.evaluate(bits)
     assert task.float_accuracy > 97
+
+
+def test_a_stack_of_one_policy_is_refused_whatever_is_known_and_is_no_evaluation():
+    evaluator = make_task(evaluator="ptq_bn").evaluator
+    evaluator.remember(np.full((28, 2), 4), 50.0)
+    additive = AdditiveEvaluator(np.ones((28, 2)), 1.0)
+    for evaluate in (evaluator.evaluate, evaluator.evaluate_batch, additive.evaluate):
+        with pytest.raises(InputError, match="bits must be one policy"):
+            evaluate(np.full((1, 1, 28, 2), 4))
+    with pytest.raises(InputError, match="bits must be one policy"):
+        evaluator.evaluate(np.full((1, 28, 2), 4))
+    assert evaluator.evaluations == 0
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.train import train_float
 from haq_env.final import finish
 from haq_env.networks import load_network
+from haq_env.networks.attention import fastpath_off
 from haq_env.networks.bundled import WEIGHTS
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata
 from haq_env.networks.trace import trace
@@ -670,6 +671,16 @@ def test_bits_inside_of_an_encoder_layer_count():
         policy[[i for i, name in enumerate(names) if "linear" in name]] = 2
         network.set_policy(policy)
         assert (network(images) - fine).abs().max() > 1e-3
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_networks_that_run_at_the_same_time_leave_torchs_switch_as_it_was():
+    first, second = fastpath_off(), fastpath_off()  # as of two threads
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mha.get_fastpath_enabled()
+    second.__exit__(None, None, None)
     assert torch.backends.mha.get_fastpath_enabled()
 
 

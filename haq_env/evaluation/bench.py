@@ -297,7 +297,7 @@ def _check_weights(subject: Subject, data: Dataset) -> None:
 
 def _float_module(subject: Subject) -> nn.Module:
     if not isinstance(subject.network, str):
-        from haq_env.quantization.network import copied
+        from haq_env.networks.copying import copied
 
         return copied(subject.network)  # the user's own stays on its device
     from haq_env.networks import load_network

@@ -17,7 +17,7 @@ from haq_env.evaluation.batch import WorkerError, Workers, one_thread, own_modes
 from haq_env.evaluation.bench import Bench, Subject, check_device, survive_forks
 from haq_env.evaluation.recipe import Evaluation, Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score
-from haq_env.policy import Bits, as_bits
+from haq_env.policy import Bits, as_policy
 
 if TYPE_CHECKING:
     from haq_env.evaluation.cache import EvaluationCache, Origin
@@ -112,7 +112,7 @@ class TrainedEvaluator:
         Raises:
             InputError: wrong shape, or bits that this quantizer does not define.
         """
-        bits = as_bits(bits, len(self.subject.layers))
+        bits = as_policy(bits, len(self.subject.layers))
         key = key_of(bits)
         self.evaluations += 1
         known = self.answers.recall(key, self._address)
@@ -135,7 +135,7 @@ class TrainedEvaluator:
             InputError: as `evaluate` does, before anything is measured.
             WorkerError: a worker process ended; answers that had arrived are remembered.
         """
-        batch = [as_bits(bits, len(self.subject.layers)) for bits in policies]
+        batch = [as_policy(bits, len(self.subject.layers)) for bits in policies]
         keys = [key_of(bits) for bits in batch]
         which = dict(zip(keys, batch, strict=True))
         found = {key: self.answers.recall(key, self._address) for key in which}
@@ -204,7 +204,7 @@ class TrainedEvaluator:
 
         With early stopping, one that is below the best may be an estimate, and counts as one.
         """
-        self.answers.remember(key_of(as_bits(bits, len(self.subject.layers))), accuracy)
+        self.answers.remember(key_of(as_policy(bits, len(self.subject.layers))), accuracy)
 
     def close(self) -> None:
         """End the worker processes, if there are any; the next batch would start new ones."""

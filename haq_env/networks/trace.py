@@ -12,11 +12,11 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.backends import mha
 
 from haq_env.errors import InputError
 from haq_env.generators import kept_generators
 from haq_env.layers import Layer, LayerTable, kind_of
+from haq_env.networks.attention import fastpath_off
 from haq_env.networks.graphs import (
     Call,
     evaluation_mode,
@@ -191,10 +191,8 @@ def _called(network: nn.Module, sample: Tensor) -> set[str]:
 
     layers = quantizable(network)
     hooks = [part.register_forward_pre_hook(note(path)) for path, part in layers.items()]
-    fused = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)  # it uses the layers' weights without calling them
     try:
-        with evaluation_mode(network):
+        with fastpath_off(), evaluation_mode(network):
             try:
                 with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                     network(mode.from_tensor(sample))
@@ -202,7 +200,6 @@ def _called(network: nn.Module, sample: Tensor) -> set[str]:
                 called.clear()
                 _check_runs(network, sample)
     finally:
-        mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
     return called
