@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq_env.data import Dataset, load_dataset
-from haq_env.errors import InputError
+from haq_env.errors import InputError, first_line
 from haq_env.evaluation.recipe import Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score, count
 from haq_env.layers import LayerTable
@@ -206,8 +206,7 @@ def find_device(name: str) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"torch device {name!r} cannot be used: {reason}") from error
+        raise InputError(f"torch device {name!r} cannot be used: {first_line(error)}") from error
 
 
 def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
@@ -223,7 +222,7 @@ def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
     """
     import torch
 
-    from haq_env.networks.graphs import evaluation_mode
+    from haq_env.networks.modes import evaluation_mode
 
     try:
         with torch.no_grad(), evaluation_mode(module):
@@ -231,7 +230,7 @@ def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
     except RuntimeError as error:
         raise InputError(
             f"the network cannot be run on images {list(data.input_shape)} of data set "
-            f"{data.name!r}: {str(error).splitlines()[0]}"
+            f"{data.name!r}: {first_line(error)}"
         ) from error
     if data.name == "imagenet" and torch.is_tensor(logits) and logits.shape[-1] != data.classes:
         raise InputError(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haq_env.errors import unknown_name
+from haq_env.errors import typed_line, unknown_name
 from haq_env.evaluation.capture import CudaGraphs, Recorder
 from haq_env.evaluation.lanes import Lanes
 from haq_env.evaluation.recipe import GRAPHS, Recipe
@@ -249,5 +249,4 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"they fail ({type(error).__name__}{': ' + lines[0][:120] if lines else ''})"
+    return f"they fail ({typed_line(error)[:150]})"
