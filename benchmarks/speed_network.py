@@ -90,7 +90,7 @@ def inference(quick: bool, _: int) -> list[Row]:
     by channels-last convolutions, absorbed ReLUs and batch norm in place: not quite where
     convolutions are small. Quantizing in pieces that fit the cache (2^15 to 2^18 numbers) gained
     nothing; telling glibc to keep freed memory gained a fifth on MobileNet-V1 0.25 alone: the
-    commands do so (`haq_env.memory`), and this benchmark does not.
+    commands do so (`haq_env.malloc`), and this benchmark does not.
     """
     rows = []
     for net in NETS[:1] if quick else NETS:

@@ -437,7 +437,7 @@ def test_two_workers_do_more_than_two_threads():
 def test_a_process_that_keeps_freed_memory_is_not_given_new_pages_at_every_step():
     code = """
 import resource, sys, torch
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print("none")
     raise SystemExit

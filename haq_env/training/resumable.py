@@ -15,12 +15,12 @@ import torch
 
 from haq_env.data import DATASETS, Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError
-from haq_env.evaluation.training import Epoch, Precision, Trainer, Training
 from haq_env.files import replace_file, writing
 from haq_env.networks import NETWORKS, load_network
 from haq_env.networks.checkpoint import read_metadata, save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
 from haq_env.networks.trace import trace
+from haq_env.training.trainer import Epoch, Precision, Trainer, Training
 
 
 class Show(Protocol):

@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from haq_env.data import Dataset
 from haq_env.errors import InputError, first_line, unknown_name
-from haq_env.evaluation.augment import AUGMENTATIONS, Augmentation, augment
 from haq_env.evaluation.finetune import Images, accuracy, dropout_seeded, parameter_groups
+from haq_env.training.augment import AUGMENTATIONS, Augmentation, augment
 
 Schedule = Literal["cosine", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -1,4 +1,4 @@
-"""Train a float network, to have something to quantize."""
+"""Train a float network in one go: a few epochs on small images."""
 
 from __future__ import annotations
 
