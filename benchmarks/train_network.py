@@ -27,7 +27,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from haq_env.data import dataset_argument, dataset_name
 from haq_env.errors import InputError
-from haq_env.evaluation.bench import find_device
+from haq_env.evaluation.device import find_device
 from haq_env.malloc import keep_freed_memory
 from haq_env.training.resumable import train_in_pieces
 from haq_env.training.trainer import Epoch, Precision, Trainer, Training

@@ -12,7 +12,6 @@ import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from haq_env.errors import InputError
@@ -106,33 +105,6 @@ def _not_inside_a_worker() -> None:
             "workers: a worker process has run this script from its beginning. Put what the "
             'script runs under `if __name__ == "__main__":`.'
         )
-
-
-@contextmanager
-def own_modes() -> Iterator[None]:
-    """Let gradients be computed, and in full precision, whatever modes the caller is in."""
-    import torch
-
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        yield
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, and on as many as before afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- inside a worker ---------------------------------------------------------------------------

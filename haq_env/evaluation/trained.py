@@ -13,8 +13,9 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.evaluation.answers import Answer, Answers, key_of
-from haq_env.evaluation.batch import WorkerError, Workers, one_thread, own_modes
-from haq_env.evaluation.bench import Bench, Subject, check_device, survive_forks
+from haq_env.evaluation.batch import WorkerError, Workers
+from haq_env.evaluation.bench import Bench, Subject
+from haq_env.evaluation.device import check_device, one_thread, own_modes, survive_forks
 from haq_env.evaluation.recipe import Evaluation, Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score
 from haq_env.policy import Bits, as_policy

@@ -51,7 +51,7 @@ def arithmetic() -> str:
     bits, on one thread: equal exactly where a finetuning is repeated to the last bit, whatever it
     is that decides that (the processor, torch, the libraries below).
     """
-    from haq_env.evaluation.batch import one_thread
+    from haq_env.evaluation.device import one_thread
     from haq_env.evaluation.fingerprint import digest, raw
     from haq_env.evaluation.trained import TrainedEvaluator
     from haq_env.policy import uniform
