@@ -33,7 +33,8 @@ from speed_measuring import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from haq_env.evaluation import RECIPES, Recipe, paths
+from haq_env.evaluation import RECIPES, Recipe
+from haq_env.evaluation import inference as inference_choice
 from haq_env.evaluation.bench import Subject
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -55,30 +56,32 @@ def evaluation(quick: bool, _: int) -> list[Row]:
     its default. The networks are untrained, so that predictions nearly tie; that integers agree is
     tested on trained ones (tests/test_integer.py) and not asked for here.
     """
-    paths.AGREEMENT = 0.0
+    inference_choice.AGREEMENT = 0.0
     rows = []
     for net in (V1_QUARTER._replace(bn=32, val=640),) if quick else NETS:
         module, layers = net.module(), net.layers()
         data = net.data(max(net.bn, net.calibration), net.val)
         recipe = Recipe(steps=0, bn_images=net.bn)
         batch = min(128, net.batch)
-        int8 = TrainedEvaluator(Subject(module, data, layers, inference="int8"), recipe, reuse=0)
+        int8 = TrainedEvaluator(
+            Subject(module, data, layers, inference="int8"), recipe, reuse_bytes=0
+        )
         sides = {
             "plain": plain_haq.PlainEvaluator(
                 module, layers, data, recipe, calibration=net.calibration, batch=batch
             ),
             # without prefix reuse: all policies begin alike, as those of a search need not
-            "float": TrainedEvaluator(Subject(module, data, layers), recipe, reuse=0),
+            "float": TrainedEvaluator(Subject(module, data, layers), recipe, reuse_bytes=0),
             "int8": int8,
         }
         runs = {name: each(side, policies(layers)) for name, side in sides.items()}
         times = Times(runs, 1 if quick else 3)
         about = f"{net.label}, {net.bn} re-estimated, {net.val} validated"
         bound = 5 if net is RESNET20 else 8
-        if int8.bench.paths.name == "int8":
+        if int8.bench.inference.name == "int8":
             rows.append(times.faster(f"{about}: plain / int8", "int8", "plain", bound))
         else:
-            rows.append(Row(f"{about}: plain / int8", "", int8.bench.paths.note))
+            rows.append(Row(f"{about}: plain / int8", "", int8.bench.inference.note))
         rows.append(times.told(f"{about}: plain / float", "plain", "float"))
     return rows
 
@@ -282,7 +285,7 @@ def growth(quick: bool, _: int) -> list[Row]:
             module, layers = net.module(), net.layers()
             data = net.data(max(net.bn, 128), net.val)
             recipe = Recipe(steps=0, bn_images=net.bn)
-            own = TrainedEvaluator(Subject(module, data, layers), recipe, reuse=0)
+            own = TrainedEvaluator(Subject(module, data, layers), recipe, reuse_bytes=0)
             runs[str(number)] = each(own, policies(layers))
             sizes.append(net.bn + net.val if what == "images" else layers.macs)
         times = Times(runs, 1 if quick else 5)

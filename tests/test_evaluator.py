@@ -18,6 +18,7 @@ from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.additive import AdditiveEvaluator
+from haq_env.evaluation.answers import Answers
 from haq_env.evaluation.bench import Subject
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.recipe import FINAL
@@ -87,7 +88,7 @@ def test_neither_the_order_of_policies_nor_a_copy_changes_an_answer(settings):
         assert copied.evaluate(policies[1]).cache_hit
         assert copied.evaluate(policies[1]).accuracy == answers[1]
         assert first.evaluate(fresh).accuracy == copied.evaluate(fresh).accuracy
-        first.answers.forget()
+        first.answers = Answers(None)
 
 
 def test_the_seed_decides_the_finetuning_and_nothing_without_it(task):

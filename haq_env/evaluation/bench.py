@@ -41,9 +41,9 @@ class Subject:
         clip: rule for clipping: ``"mse"``, ``"haq-kl"`` or ``"max"``.
         device: torch device.
         inference: what measures the accuracy: ``"float"``, ``"int8"`` or ``"auto"``, see
-            `haq_env.evaluation.paths`.
+            `haq_env.evaluation.inference`.
         graphs: whether policies are measured side by side in CUDA graphs: ``"auto"``, ``"on"`` or
-            ``"off"``, see `haq_env.evaluation.graphs`.
+            ``"off"``, see `haq_env.evaluation.cuda_graphs`.
     """
 
     network: str | nn.Module
@@ -60,11 +60,30 @@ class Subject:
 
 
 class Bench:
-    """What an evaluation needs in memory."""
+    """What an evaluation needs in memory.
 
-    def __init__(self, subject: Subject) -> None:
+    Args:
+        subject: network, data and quantizer.
+        reuse_bytes: memory for what policies that begin alike share; 0 for nothing.
+        stopping: when candidates are given up early; None for never.
+
+    Attributes:
+        device: where it computes.
+        images: the splits ``"train"``, ``"val"`` and ``"test"``.
+        network: the quantized network; every measurement leaves it as it was used.
+        inference: the arithmetic that accuracies are measured with.
+        stopping: as given.
+        note: on how the latest accuracy was measured; empty where there is nothing to say.
+
+    Raises:
+        InputError: network, weights, images and device do not go together.
+    """
+
+    def __init__(
+        self, subject: Subject, reuse_bytes: int = 0, stopping: EarlyStopping | None = None
+    ) -> None:
         from haq_env.evaluation.finetune import Images
-        from haq_env.evaluation.paths import Paths
+        from haq_env.evaluation.inference import InferenceChoice
         from haq_env.quantization.network import QuantizedNetwork
 
         self.device = device = find_device(subject.device)
@@ -85,13 +104,17 @@ class Bench:
             clip=subject.clip,
             calibration_images=sample,
         )
-        self.paths = Paths(self.network, subject.inference, sample[:128])
-        if subject.inference == "int8" and self.paths.name == "float":
-            warnings.warn(f"int8 was asked for: {self.paths.note}", RuntimeWarning, stacklevel=2)
-        self.note = ""  # on how the latest accuracy was measured
+        self.inference = InferenceChoice(self.network, subject.inference, sample[:128])
+        if subject.inference == "int8" and self.inference.name == "float":
+            warnings.warn(
+                f"int8 was asked for: {self.inference.note}", RuntimeWarning, stacklevel=2
+            )
+        self.note = ""
+        self.stopping = stopping
+        self._reuse_bytes = reuse_bytes
         self._float: dict[str, float] = {}
         self._classes = data.classes
-        self._reuse: dict[Recipe, PrefixReuse | str] = {}  # or why there is none
+        self._prefixes: dict[Recipe, PrefixReuse | None] = {}
 
     def float_accuracy(self, part: str) -> float:
         """Accuracy of the float network as it was given, in percent."""
@@ -114,41 +137,54 @@ class Bench:
         from haq_env.evaluation.finetune import accuracy
 
         self._prepare(bits, recipe, seed)
-        network, self.note = self.paths.serving()
+        network, self.note = self.inference.serving()
         return {part: accuracy(network, self.images[part]) for part in parts}
 
-    def judge(self, bits: Bits, recipe: Recipe, seed: int, score: Score, reuse: int) -> float:
-        """Measure a candidate on the held-out images, and do not do more than is needed."""
-        if not recipe.steps and reuse and self.paths.name == "float":
-            shared = self.prefixes(recipe, score.stopping, reuse)
-            if not isinstance(shared, str):
-                self.network.restore()
-                self.network.set_policy(bits)
-                shared.measure(bits, score)
-                self.note = self.paths.note
-                return score.accuracy
+    def judge(self, bits: Bits, recipe: Recipe, seed: int, score: Score) -> float:
+        """Measure a candidate on the held-out images, and do not do more than is needed.
+
+        Args:
+            bits: int64 [L, 2].
+            recipe: the finetuning.
+            seed: of the order of training images.
+            score: where right answers are counted, with this bench's early stopping.
+
+        Returns:
+            Top-1 in percent; an estimate if the score says that it stopped.
+        """
+        prefixes = self.prefixes(recipe)
+        if prefixes is not None:
+            self.network.restore()
+            self.network.set_policy(bits)
+            prefixes.measure(bits, score)
+            self.note = self.inference.note
+            return score.accuracy
         if score.stopping is None:
             return self.measure(bits, recipe, seed, ("val",))["val"]
         self._prepare(bits, recipe, seed)
-        network, self.note = self.paths.serving()
+        network, self.note = self.inference.serving()
         count(network, score.stopping.batches(self.images["val"]), score)
         return score.accuracy
 
-    def prefixes(
-        self, recipe: Recipe, stopping: EarlyStopping | None, limit: int
-    ) -> PrefixReuse | str:
-        """Return what runs policies from where they part, or the reason why nothing can."""
+    def shares(self, recipe: Recipe) -> bool:
+        """Tell whether policies that begin alike share their beginnings, if the network allows."""
+        return bool(self._reuse_bytes) and not recipe.steps and self.inference.name == "float"
+
+    def prefixes(self, recipe: Recipe) -> PrefixReuse | None:
+        """Return what runs policies from where they part, or None where they share nothing."""
+        if not self.shares(recipe):
+            return None
         from haq_env.evaluation.chain import NotAChain
         from haq_env.evaluation.prefix import PrefixReuse
 
-        if recipe not in self._reuse:
+        if recipe not in self._prefixes:
             try:
-                self._reuse[recipe] = PrefixReuse.of(
-                    self.network, self.images, recipe.bn_images, stopping, limit
+                self._prefixes[recipe] = PrefixReuse.of(
+                    self.network, self.images, recipe.bn_images, self.stopping, self._reuse_bytes
                 )
-            except NotAChain as reason:
-                self._reuse[recipe] = str(reason)
-        return self._reuse[recipe]
+            except NotAChain:
+                self._prefixes[recipe] = None
+        return self._prefixes[recipe]
 
     def _prepare(self, bits: Bits | None, recipe: Recipe | None, seed: int) -> None:
         """Leave the network as a policy and its recipe make it."""

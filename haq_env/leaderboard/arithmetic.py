@@ -61,5 +61,5 @@ def arithmetic() -> str:
     assert isinstance(evaluator, TrainedEvaluator)
     with one_thread():
         network = evaluator.bench.network
-        evaluator.measure(uniform(len(network.layers), 4, 4))
+        evaluator.measurer.measure(uniform(len(network.layers), 4, 4))
     return digest(raw(*named) for named in network.module.named_parameters())[:16]
