@@ -20,6 +20,7 @@ from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.additive import AdditiveEvaluator
 from haq_env.evaluation.answers import Answers
 from haq_env.evaluation.bench import Subject
+from haq_env.evaluation.checks import check_fits
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -586,6 +587,17 @@ def test_labels_outside_the_classes_are_refused(part, label):
 def test_samples_that_are_no_images_are_refused(samples, message):
     with pytest.raises(InputError, match=re.escape(message)):
         Dataset.of("mine", samples, samples, samples, classes=2, mean=[0.5], std=[0.5])
+
+
+def test_a_network_that_fails_without_a_message_is_one_clear_error():
+    class Mute(nn.Module):
+        def forward(self, images):
+            raise RuntimeError
+
+    grey = Split(np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64))
+    data = Dataset("grey", 4, (0.5,), (0.5,), grey, grey, grey)
+    with pytest.raises(InputError, match=r"cannot be run on images .*: RuntimeError$"):
+        check_fits(Mute(), data, torch.zeros(1, 1, 8, 8))
 
 
 def test_a_network_that_does_not_fit_the_data_is_one_clear_error(dropping):
