@@ -34,7 +34,7 @@ from haq_env.agents.methods import RESIDUAL, methods, search_method
 from haq_env.env import make_env
 from haq_env.errors import InputError
 from haq_env.files import replace_file, writing
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 from haq_env.processes import abandon, prepare_worker
 from haq_env.report.comparison import summary
 from haq_env.report.comparison_plots import plot_curves, plot_profile

@@ -27,7 +27,7 @@ from haq_env.env import make_env
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 from haq_env.policy import Bits
 from haq_env.search import SEARCH
 from haq_env.search.history import Trial

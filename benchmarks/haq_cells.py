@@ -20,9 +20,9 @@ from haq_env.data import Dataset
 from haq_env.data.store import digest
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
-from haq_env.evaluation.answers import Answer
 from haq_env.evaluation.cache import EvaluationCache
 from haq_env.evaluation.fingerprint import STEPS
+from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
@@ -106,6 +106,21 @@ class TimeOver(Exception):
     """The time that the user gave is over; what is done is kept."""
 
 
+class _Told(Measurer):
+    """A measurer that says when it begins with a policy, and how long it took."""
+
+    def __init__(self, of: Measurer, watch: Callable[[str, float | None], None]) -> None:
+        super().__init__(of.subject, of.recipe, of.seed, reuse_bytes=of.reuse_bytes)
+        self._watch = watch
+
+    def measure(self, bits: Bits, best: float = -math.inf) -> Evaluation:
+        """Measure a policy, and tell."""
+        self._watch("evaluation", None)
+        answer = super().measure(bits, best)
+        self._watch("evaluation", answer.seconds)
+        return answer
+
+
 class Watched(TrainedEvaluator):
     """An evaluator that says how far it is, and whose final accuracies outlive the process.
 
@@ -119,7 +134,8 @@ class Watched(TrainedEvaluator):
     def __init__(
         self, of: TrainedEvaluator, folder: Path, watch: Callable[[str, float | None], None]
     ) -> None:
-        super().__init__(of.subject, of.recipe, of.seed, of.cache, reuse=of.reuse)
+        super().__init__(of.subject, of.recipe, of.seed, of.cache)
+        self.measurer = _Told(of.measurer, watch)
         self._folder, self._watch = folder, watch
 
     def evaluate(self, bits: Bits) -> Evaluation:
@@ -129,16 +145,9 @@ class Watched(TrainedEvaluator):
             self._watch("evaluation", 0.0)
         return result
 
-    def measure(self, bits: Bits, best: float = -math.inf) -> Answer:
-        """Measure a policy, and tell."""
-        self._watch("evaluation", None)
-        answer = super().measure(bits, best)
-        self._watch("evaluation", answer.seconds)
-        return answer
-
     def kernels(self, bits: Bits | None) -> str:
         """Return what measures a policy on this machine: ``"int8"`` or ``"float"``."""
-        return "float" if bits is None else self.bench.paths.name
+        return "float" if bits is None else self.bench.inference.name
 
     def final(
         self,

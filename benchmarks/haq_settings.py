@@ -18,7 +18,7 @@ from haq_env.agents.methods import search_method
 from haq_env.data import Dataset, dataset_argument, dataset_name, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import RECIPES, Recipe
-from haq_env.evaluation.bench import find_device
+from haq_env.evaluation.device import find_device
 from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, Result, ordered_cells, tighter_cells

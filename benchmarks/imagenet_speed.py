@@ -34,7 +34,7 @@ import haq_env
 from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
-from haq_env.evaluation.bench import find_device
+from haq_env.evaluation.device import find_device
 from haq_env.evaluation.finetune import accuracy
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks import load_network

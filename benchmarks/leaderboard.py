@@ -36,7 +36,7 @@ from haq_env.leaderboard.progress import Bar
 from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, find_track
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.sweep import cells_of, sweep
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 
 INTERRUPTED = 130  # 128 + the signal's number
 ENTRIES = tuple(

@@ -38,9 +38,9 @@ from rich.console import Console
 import haq_env
 from haq_env.data import dataset_argument
 from haq_env.errors import InputError, unknown_name
-from haq_env.evaluation.bench import find_device
+from haq_env.evaluation.device import find_device
 from haq_env.files import replace_file, writing
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 from haq_env.report.estimates import Estimate
 from haq_env.report.reproduction_tables import markdown_table

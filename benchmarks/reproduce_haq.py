@@ -45,7 +45,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation.cache import EvaluationCache
 from haq_env.evaluation.fingerprint import STEPS
 from haq_env.files import replace_file
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 from haq_env.report.reproduction import (
     BLOCKS,

@@ -42,7 +42,7 @@ from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.files import replace_file, writing
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 from haq_env.networks import load_layers
 from haq_env.policy import MAX_BITS, Bits
 from haq_env.report.specialization import (

@@ -33,7 +33,8 @@ from speed_measuring import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from haq_env.evaluation import RECIPES, Recipe, paths
+from haq_env.evaluation import RECIPES, Recipe
+from haq_env.evaluation import inference as inference_choice
 from haq_env.evaluation.bench import Subject
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -43,6 +44,7 @@ from haq_env.quantization.integer import IntegerNetwork
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.quantization.products import Unsupported
+from haq_env.quantization.recording import record_inputs
 from haq_env.quantization.scheme import Settings
 
 
@@ -54,30 +56,32 @@ def evaluation(quick: bool, _: int) -> list[Row]:
     its default. The networks are untrained, so that predictions nearly tie; that integers agree is
     tested on trained ones (tests/test_integer.py) and not asked for here.
     """
-    paths.AGREEMENT = 0.0
+    inference_choice.AGREEMENT = 0.0
     rows = []
     for net in (V1_QUARTER._replace(bn=32, val=640),) if quick else NETS:
         module, layers = net.module(), net.layers()
         data = net.data(max(net.bn, net.calibration), net.val)
         recipe = Recipe(steps=0, bn_images=net.bn)
         batch = min(128, net.batch)
-        int8 = TrainedEvaluator(Subject(module, data, layers, inference="int8"), recipe, reuse=0)
+        int8 = TrainedEvaluator(
+            Subject(module, data, layers, inference="int8"), recipe, reuse_bytes=0
+        )
         sides = {
             "plain": plain_haq.PlainEvaluator(
                 module, layers, data, recipe, calibration=net.calibration, batch=batch
             ),
             # without prefix reuse: all policies begin alike, as those of a search need not
-            "float": TrainedEvaluator(Subject(module, data, layers), recipe, reuse=0),
+            "float": TrainedEvaluator(Subject(module, data, layers), recipe, reuse_bytes=0),
             "int8": int8,
         }
         runs = {name: each(side, policies(layers)) for name, side in sides.items()}
         times = Times(runs, 1 if quick else 3)
         about = f"{net.label}, {net.bn} re-estimated, {net.val} validated"
         bound = 5 if net is RESNET20 else 8
-        if int8.bench.paths.name == "int8":
+        if int8.bench.inference.name == "int8":
             rows.append(times.faster(f"{about}: plain / int8", "int8", "plain", bound))
         else:
-            rows.append(Row(f"{about}: plain / int8", "", int8.bench.paths.note))
+            rows.append(Row(f"{about}: plain / int8", "", int8.bench.inference.note))
         rows.append(times.told(f"{about}: plain / float", "plain", "float"))
     return rows
 
@@ -89,7 +93,7 @@ def inference(quick: bool, _: int) -> list[Row]:
     by channels-last convolutions, absorbed ReLUs and batch norm in place: not quite where
     convolutions are small. Quantizing in pieces that fit the cache (2^15 to 2^18 numbers) gained
     nothing; telling glibc to keep freed memory gained a fifth on MobileNet-V1 0.25 alone: the
-    commands do so (`haq_env.memory`), and this benchmark does not.
+    commands do so (`haq_env.malloc`), and this benchmark does not.
     """
     rows = []
     for net in NETS[:1] if quick else NETS:
@@ -182,15 +186,17 @@ def calibration(quick: bool, _: int) -> list[Row]:
         module, layers, images = net.module(), net.layers(), net.images()
         network, parts = plain_haq.plain_network(module, layers)
         own = QuantizedNetwork(module, layers, calibration_images=images)
-        found = [own.module.get_submodule(name) for name in layers.names]
+        found = {name: own.module.get_submodule(name) for name in layers.names}
 
         def clips(
-            own: QuantizedNetwork = own, found: list[nn.Module] = found, images: Tensor = images
+            own: QuantizedNetwork = own,
+            found: dict[str, nn.Module] = found,
+            images: Tensor = images,
         ) -> list[LinearQuantizer]:
-            inputs = own.record_inputs(found, images)
+            inputs = record_inputs(own, found, images)
             return [
                 LinearQuantizer(layer, part.get_parameter("weight"), sample, Settings())
-                for layer, part, sample in zip(own.layers, found, inputs, strict=True)
+                for layer, part, sample in zip(own.layers, found.values(), inputs, strict=True)
             ]
 
         def widths(
@@ -279,7 +285,7 @@ def growth(quick: bool, _: int) -> list[Row]:
             module, layers = net.module(), net.layers()
             data = net.data(max(net.bn, 128), net.val)
             recipe = Recipe(steps=0, bn_images=net.bn)
-            own = TrainedEvaluator(Subject(module, data, layers), recipe, reuse=0)
+            own = TrainedEvaluator(Subject(module, data, layers), recipe, reuse_bytes=0)
             runs[str(number)] = each(own, policies(layers))
             sizes.append(net.bn + net.val if what == "images" else layers.macs)
         times = Times(runs, 1 if quick else 5)

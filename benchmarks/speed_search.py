@@ -241,7 +241,7 @@ def workers(quick: bool) -> Row:
     module, layers, data = digits()
     count, tier = (4, "ptq_bn") if quick else (8, "finetune")
     side = {
-        n: TrainedEvaluator(Subject(module, data, layers), RECIPES[tier], workers=n, reuse=0)
+        n: TrainedEvaluator(Subject(module, data, layers), RECIPES[tier], workers=n, reuse_bytes=0)
         for n in (1, 2)
     }
     drawn = {n: policies(layers) for n in side}

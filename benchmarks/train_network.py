@@ -27,10 +27,10 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from haq_env.data import dataset_argument, dataset_name
 from haq_env.errors import InputError
-from haq_env.evaluation.bench import find_device
-from haq_env.evaluation.resumable import train_in_pieces
-from haq_env.evaluation.training import Epoch, Precision, Trainer, Training
-from haq_env.memory import keep_freed_memory
+from haq_env.evaluation.device import find_device
+from haq_env.malloc import keep_freed_memory
+from haq_env.training.resumable import train_in_pieces
+from haq_env.training.trainer import Epoch, Precision, Trainer, Training
 
 
 @dataclass(frozen=True)

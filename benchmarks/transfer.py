@@ -33,7 +33,7 @@ from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import FINAL
 from haq_env.files import replace_file, writing
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixe
 
 from haq_env.commands import COMMANDS, Command
 from haq_env.errors import InputError
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 from haq_env.report.terminal import lenient, silence, write
 
 # The shell's conventions: 128 + the signal's number.

@@ -1,4 +1,4 @@
-"""The one exception that a user's input can raise."""
+"""The one exception that a user's input can raise, and other errors in one line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,18 @@ class InputError(ValueError):
     The message says what was wrong and what is allowed. The command line prints it without a
     traceback; in Python it is a `ValueError`.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's type if it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def typed_line(error: BaseException) -> str:
+    """Return an error's type and the first line of its message, if it has one."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:

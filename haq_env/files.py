@@ -20,13 +20,20 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
-def replace_file(path: Path, content: str | bytes | memoryview, *, durable: bool = True) -> None:
+def replace_file(
+    path: Path,
+    content: str | bytes | memoryview,
+    *,
+    durable: bool = True,
+    folders: bool = False,
+) -> None:
     """Write a file in one step; what was there stays if that fails.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file.
         content: all of it; text is written as UTF-8, line ends as they are.
         durable: also survives a power cut, which takes some milliseconds.
+        folders: makes the folders that it is in; else they must exist.
 
     Raises:
         InputError: it cannot be written.
@@ -37,6 +44,8 @@ def replace_file(path: Path, content: str | bytes | memoryview, *, durable: bool
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with writing(path):
+            if folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder")
             # in a folder that others write into, a link may wait here: never written through

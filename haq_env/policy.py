@@ -65,6 +65,22 @@ def as_bits(bits: ArrayLike, layers: int | None = None) -> Bits:
     return array.astype(np.int64, copy=False)
 
 
+def as_policy(bits: ArrayLike, layers: int) -> Bits:
+    """Check one policy and return it as int64, shape [L, 2], values 1 to 8.
+
+    Args:
+        bits: weight and activation bits of every layer.
+        layers: how many layers there must be.
+
+    Raises:
+        InputError: as `as_bits`, or several policies.
+    """
+    checked = as_bits(bits, layers)
+    if checked.ndim != 2:
+        raise InputError(f"bits must be one policy, [{layers}, 2], not {list(checked.shape)}.")
+    return checked
+
+
 def uniform(layers: int, w_bits: int, a_bits: int) -> Bits:
     """Return the policy that gives every layer the same bits, shape [layers, 2]."""
     return as_bits(np.tile(np.array([w_bits, a_bits]), (layers, 1)))

@@ -8,7 +8,7 @@ import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 
 
 def prepare_worker() -> None:

@@ -20,7 +20,6 @@ from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation import (
     RECIPES,
-    Batching,
     Evaluation,
     Evaluator,
     Recipe,
@@ -104,9 +103,7 @@ class Task:
 
     def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
         """Measure the accuracy of policies [N, L, 2]; in order, as one by one."""
-        if isinstance(self.evaluator, Batching):
-            return self.evaluator.evaluate_batch(policies)
-        return [self.evaluate(bits) for bits in policies]
+        return list(self.evaluate_each(policies))
 
     def evaluate_each(self, policies: Bits | Sequence[Bits]) -> Iterator[Evaluation]:
         """Measure policies [N, L, 2] as `evaluate_batch` does; yield the answers as they come.
@@ -115,8 +112,6 @@ class Task:
         """
         if isinstance(self.evaluator, Streaming):
             return self.evaluator.evaluate_each(policies)
-        if isinstance(self.evaluator, Batching):
-            return iter(self.evaluator.evaluate_batch(policies))
         return (self.evaluate(bits) for bits in policies)
 
     def remember(self, bits: Bits, accuracy: float) -> None:
@@ -348,7 +343,7 @@ def _evaluator(
         seed,
         None if cache is None else EvaluationCache(cache),
         workers=workers,
-        reuse=int(reuse * 2**20),
+        reuse_bytes=int(reuse * 2**20),
         stopping=None if early_stopping is None else EarlyStopping(early_stopping),
     )
 
@@ -387,7 +382,7 @@ def _apart(network: str | nn.Module) -> str | nn.Module:
     """Copy a network that its owner may go on training."""
     if isinstance(network, str):
         return network
-    from haq_env.quantization.network import copied
+    from haq_env.networks.copying import copied
 
     return copied(network)
 

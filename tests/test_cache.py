@@ -29,6 +29,7 @@ from haq_env.data import Dataset, Split
 from haq_env.database import APPLICATION, Database
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Evaluation, Recipe
+from haq_env.evaluation.answers import Answers
 from haq_env.evaluation.cache import SCHEMA, EvaluationCache, Origin
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.layers import LayerTable
@@ -400,7 +401,7 @@ def test_copies_and_pickles_of_an_environment_share_the_file(path, monkeypatch, 
     monkeypatch.chdir(tmp_path / "elsewhere")
     for copied in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
         task = copied.unwrapped.task
-        task.evaluator.answers.forget()
+        task.evaluator.answers = Answers(task.evaluator.cache)
         assert task.evaluate(policy).cache_hit
         task.evaluate(other)
     assert task.evaluate(other).cache_hit

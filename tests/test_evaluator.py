@@ -17,7 +17,10 @@ from haq_env.data import Dataset, Split, digits
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
+from haq_env.evaluation.additive import AdditiveEvaluator
+from haq_env.evaluation.answers import Answers
 from haq_env.evaluation.bench import Subject
+from haq_env.evaluation.checks import check_fits
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -86,7 +89,7 @@ def test_neither_the_order_of_policies_nor_a_copy_changes_an_answer(settings):
         assert copied.evaluate(policies[1]).cache_hit
         assert copied.evaluate(policies[1]).accuracy == answers[1]
         assert first.evaluate(fresh).accuracy == copied.evaluate(fresh).accuracy
-        first.answers.forget()
+        first.answers = Answers(None)
 
 
 def test_the_seed_decides_the_finetuning_and_nothing_without_it(task):
@@ -586,6 +589,17 @@ def test_samples_that_are_no_images_are_refused(samples, message):
         Dataset.of("mine", samples, samples, samples, classes=2, mean=[0.5], std=[0.5])
 
 
+def test_a_network_that_fails_without_a_message_is_one_clear_error():
+    class Mute(nn.Module):
+        def forward(self, images):
+            raise RuntimeError
+
+    grey = Split(np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64))
+    data = Dataset("grey", 4, (0.5,), (0.5,), grey, grey, grey)
+    with pytest.raises(InputError, match=r"cannot be run on images .*: RuntimeError$"):
+        check_fits(Mute(), data, torch.zeros(1, 1, 8, 8))
+
+
 def test_a_network_that_does_not_fit_the_data_is_one_clear_error(dropping):
     layers = trace(dropping, (1, 8, 8))
     colour = Split(np.zeros((4, 3, 8, 8), np.uint8), np.zeros(4, np.int64))
@@ -683,6 +697,18 @@ def test_bits_that_are_no_policy_are_refused(task, bits, message):
     with pytest.raises(InputError, match=re.escape(message)):
         task.evaluate(bits)
     assert task.float_accuracy > 97
+
+
+def test_a_stack_of_one_policy_is_refused_whatever_is_known_and_is_no_evaluation():
+    evaluator = make_task(evaluator="ptq_bn").evaluator
+    evaluator.remember(np.full((28, 2), 4), 50.0)
+    additive = AdditiveEvaluator(np.ones((28, 2)), 1.0)
+    for evaluate in (evaluator.evaluate, evaluator.evaluate_batch, additive.evaluate):
+        with pytest.raises(InputError, match="bits must be one policy"):
+            evaluate(np.full((1, 1, 28, 2), 4))
+    with pytest.raises(InputError, match="bits must be one policy"):
+        evaluator.evaluate(np.full((1, 28, 2), 4))
+    assert evaluator.evaluations == 0
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe, prefix
 from haq_env.evaluation.batch import WorkerError
+from haq_env.evaluation.chain import Chain, NotAChain
 from haq_env.evaluation.stopping import EarlyStopping, Score, upper_bound
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.search import SEARCH
@@ -180,7 +181,7 @@ def test_workers_give_the_answers_of_one_process_whatever_its_threads(crew):
 def test_a_worker_that_dies_is_one_clear_error_and_what_arrived_is_kept(crew):
     policies = some(crew, 12, seed=3)
     crew.evaluate_batch(policies[:4])
-    for process in list(crew.evaluator._workers._pool._processes.values()):
+    for process in list(crew.evaluator.measurer._workers._pool._processes.values()):
         process.kill()
     with pytest.raises(WorkerError, match="a worker process ended"):
         crew.evaluate_batch(policies[4:])
@@ -191,7 +192,7 @@ def test_a_worker_that_dies_is_one_clear_error_and_what_arrived_is_kept(crew):
 def test_after_a_worker_has_died_the_next_batch_starts_new_ones(crew):
     policies = some(crew, 6, seed=5)
     crew.evaluate_batch(policies[:2])
-    pool = crew.evaluator._workers._pool
+    pool = crew.evaluator.measurer._workers._pool
     pool._processes.copy().popitem()[1].kill()
     deadline = time.monotonic() + 30
     while not pool._broken and time.monotonic() < deadline:
@@ -256,10 +257,13 @@ def relatives(task, count):
 def test_shared_beginnings_change_no_answer_and_no_statistic(quantizer, limit):
     fast, plain = (small(quantizer=quantizer, reuse=reuse) for reuse in (limit, 0))
     for bits in relatives(fast, 40):
-        assert fast.evaluator.measure(bits).accuracy == plain.evaluator.measure(bits).accuracy
+        assert (
+            fast.evaluator.measurer.measure(bits).accuracy
+            == plain.evaluator.measurer.measure(bits).accuracy
+        )
         left, right = (task.evaluator.bench.network.state_dict() for task in (fast, plain))
         assert all(torch.equal(left[name], right[name]) for name in left)
-    shared = fast.evaluator.bench.prefixes(fast.evaluator.recipe, None, limit << 20)
+    shared = fast.evaluator.bench.prefixes(fast.evaluator.recipe)
     assert shared.parts_run < shared.parts_asked
     assert shared.size <= limit << 20
 
@@ -284,7 +288,8 @@ def test_what_is_too_much_to_keep_is_let_go_of_while_it_comes(monkeypatch):
 @pytest.mark.parametrize("tier", ["ptq_bn", Recipe(steps=1)])
 def test_a_batch_that_is_interrupted_leaves_what_it_has_measured(tier, monkeypatch):
     task = small(evaluator=tier)
-    measure, left = task.evaluator.measure, [5]
+    measurer, left = task.evaluator.measurer, [5]
+    measure = measurer.measure
 
     def interrupted(bits, best):
         if not left[0]:
@@ -292,7 +297,7 @@ def test_a_batch_that_is_interrupted_leaves_what_it_has_measured(tier, monkeypat
         left[0] -= 1
         return measure(bits, best)
 
-    monkeypatch.setattr(task.evaluator, "measure", interrupted)
+    monkeypatch.setattr(measurer, "measure", interrupted)
     history = History()
     with pytest.raises(KeyboardInterrupt):
         measure_all(task, list(some(task, 8)), history)
@@ -315,8 +320,10 @@ def test_a_network_that_cannot_be_cut_is_measured_as_ever_and_says_why():
     alone = small(Branching(), reuse=0)
     policies = relatives(task, 4)
     assert accuracies(task.evaluate_batch(policies)) == accuracies(alone.evaluate_batch(policies))
-    why = task.evaluator.bench.prefixes(task.evaluator.recipe, None, 1 << 20)
-    assert "torch.fx cannot follow it" in why
+    bench = task.evaluator.bench
+    assert bench.prefixes(task.evaluator.recipe) is None
+    with pytest.raises(NotAChain, match=r"torch\.fx cannot follow it"):
+        Chain(bench.network, bench.images["train"].batch(slice(0, 4)))
 
 
 def test_shared_beginnings_do_not_travel_with_an_evaluator():
@@ -353,7 +360,7 @@ def test_early_stopping_finds_the_same_winner_with_fewer_images():
     for bits in policies:
         score = Score(450, fast.evaluator.stopping, fast.evaluator.answers.best)
         results.append(fast.evaluate(bits))
-        fast.evaluator.bench.judge(bits, fast.evaluator.recipe, 0, score, 0)
+        fast.evaluator.bench.judge(bits, fast.evaluator.recipe, 0, score)
         seen += score.seen
     kept = [i for i, result in enumerate(results) if not result.stopped_early]
     assert max(kept, key=lambda i: results[i].accuracy) == int(np.argmax(answers))
@@ -437,7 +444,7 @@ def test_two_workers_do_more_than_two_threads():
 def test_a_process_that_keeps_freed_memory_is_not_given_new_pages_at_every_step():
     code = """
 import resource, sys, torch
-from haq_env.memory import keep_freed_memory
+from haq_env.malloc import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print("none")
     raise SystemExit

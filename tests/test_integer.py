@@ -356,8 +356,8 @@ def test_both_paths_give_the_same_accuracy_up_to_one_image_and_share_no_answers(
 @needs_kernels
 def test_auto_takes_one_of_the_two_paths_and_says_so():
     evaluator = make_task(inference="auto").evaluator
-    paths = evaluator.bench.paths
-    assert paths.name == "int8" or "faster" in paths.note
+    inference = evaluator.bench.inference
+    assert inference.name == "int8" or "faster" in inference.note
 
 
 def test_kmeans_weights_are_measured_in_float_with_a_note():

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from haq_env.data import Dataset, Split
 from haq_env.errors import InputError
-from haq_env.evaluation import Recipe, graphs
+from haq_env.evaluation import Recipe, cuda_graphs
 from haq_env.evaluation.capture import MOST, Again, CudaGraphs, lanes_in
 from haq_env.evaluation.descent import Descent, descend
 from haq_env.evaluation.finetune import Images, batches_of, finetune, parameter_groups, rate_of
@@ -266,7 +266,7 @@ def test_side_by_side_gives_the_answers_and_weights_of_one_by_one(bundled, recor
     policies = some(task, 4)
     answers, states = [], []
     for bits in policies:
-        answers.append(task.evaluator.measure(bits).accuracy)
+        answers.append(task.evaluator.measurer.measure(bits).accuracy)
         states.append(weights(bench.network))
     assert not same(states[0], states[1])
     # groups of other sizes and in another order; a lane gets other policies
@@ -283,7 +283,7 @@ def test_images_that_fill_no_batch_are_counted_too(val):
     task = small(val=val)
     lanes = lanes_of(task, Tape(2))
     policies = some(task, 2)
-    expected = [task.evaluator.measure(bits).accuracy for bits in policies]
+    expected = [task.evaluator.measurer.measure(bits).accuracy for bits in policies]
     assert lanes.measure(policies) == expected
 
 
@@ -343,8 +343,8 @@ def recording(monkeypatch):
 
     def set_up(recorder, times=(1.0, 3.0, 1.5)):
         seconds = iter(times)
-        monkeypatch.setattr(graphs, "recorder_for", lambda device: recorder)
-        monkeypatch.setattr(graphs, "_seconds", lambda run: (run(), next(seconds))[1])
+        monkeypatch.setattr(cuda_graphs, "recorder_for", lambda device: recorder)
+        monkeypatch.setattr(cuda_graphs, "_seconds", lambda run: (run(), next(seconds))[1])
         return recorder
 
     return set_up
@@ -377,13 +377,13 @@ def test_graphs_serve_batches_and_single_policies_with_the_same_answers(recordin
 def test_what_is_faster_serves(recording, times, most, note):
     recording(Again(3), times)
     task = small()
-    assert task.evaluator._together.most == most
+    assert task.evaluator.measurer.graphs.most == most
     assert task.evaluate(some(task, 1)[0]).note == note
 
 
 def test_graphs_that_were_asked_for_need_not_be_faster(recording):
     recording(Again(3), (3.0, 1.0))  # one by one is not even timed
-    assert small(graphs="on").evaluator._together.most == 3
+    assert small(graphs="on").evaluator.measurer.graphs.most == 3
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_answers_of_graphs_and_of_one_by_one_have_other_places_in_the_cache(reco
 def test_worker_processes_measure_one_by_one(recording):
     recording(Again(2))
     task = small(workers=2)
-    assert task.evaluator._together.most == 0
+    assert task.evaluator.measurer.graphs.most == 0
     assert task.evaluate(some(task, 1)[0]).note == ""
 
 
@@ -482,7 +482,7 @@ def test_captured_policies_answer_as_one_by_one_on_a_gpu():
     policies = some(task, 5)
     found, expected = task.evaluate_batch(policies), alone.evaluate_batch(policies)
     assert {each.note for each in found} == {""}
-    assert task.evaluator._together.most > 1
+    assert task.evaluator.measurer.graphs.most > 1
     gaps = [abs(f.accuracy - e.accuracy) for f, e in zip(found, expected, strict=True)]
     assert np.median(gaps) <= 0.5  # one that begins to differ may differ by more
 
@@ -491,7 +491,7 @@ def test_captured_policies_answer_as_one_by_one_on_a_gpu():
 def test_graphs_serve_on_a_gpu_only_where_they_are_faster():
     task = make_task(device="cuda")
     note = task.evaluate(some(task, 1)[0]).note
-    assert (task.evaluator._together.most > 0) == (note == "")
+    assert (task.evaluator.measurer.graphs.most > 0) == (note == "")
     assert note in ("", "no CUDA graphs: one by one is faster here")
 
 

@@ -22,9 +22,9 @@ from haq_env.data import Dataset, Split, load_dataset
 from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
-from haq_env.evaluation.train import train_float
 from haq_env.final import finish
 from haq_env.networks import load_network
+from haq_env.networks.attention import fastpath_off
 from haq_env.networks.bundled import WEIGHTS
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata
 from haq_env.networks.trace import trace
@@ -35,6 +35,7 @@ from haq_env.quantization.network import QuantizedNetwork
 from haq_env.search.history import History, begin, recorded
 from haq_env.search.sensitivity import measure_sensitivity
 from haq_env.task import make_task
+from haq_env.training.train import train_float
 from haq_env.yardstick import yardstick
 
 SHORT = Recipe(steps=2, batch_size=16, bn_images=32)
@@ -447,7 +448,7 @@ def test_an_option_that_ones_own_data_set_does_not_have_is_one_line(tmp_path, mo
 
 @pytest.mark.parametrize(("out", "seed"), [("", 0), ("file.safetensors", -1)])
 def test_a_training_is_refused_before_it_and_not_after_it(out, seed, tmp_path, monkeypatch):
-    monkeypatch.setattr("haq_env.evaluation.train.finetune", None)  # what would take the time
+    monkeypatch.setattr("haq_env.training.train.finetune", None)  # what would take the time
     with pytest.raises(InputError, match="cannot be written" if not out else "seed must be 0"):
         train_float("mobilenet_v1", "digits", tmp_path / out, width=0.125, seed=seed)
     assert list(tmp_path.iterdir()) == []
@@ -610,7 +611,7 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads(eva
     [("twice", "is called 2 times in one forward"), ("few", "has 10 classes, but the answer is")],
 )
 def test_a_network_that_cannot_be_used_is_not_trained_first(kind, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("haq_env.evaluation.train.finetune", None)
+    monkeypatch.setattr("haq_env.training.train.finetune", None)
     (tmp_path / "nets.py").write_text(
         textwrap.dedent("""
             from torch import nn
@@ -670,6 +671,16 @@ def test_bits_inside_of_an_encoder_layer_count():
         policy[[i for i, name in enumerate(names) if "linear" in name]] = 2
         network.set_policy(policy)
         assert (network(images) - fine).abs().max() > 1e-3
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_networks_that_run_at_the_same_time_leave_torchs_switch_as_it_was():
+    first, second = fastpath_off(), fastpath_off()  # as of two threads
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mha.get_fastpath_enabled()
+    second.__exit__(None, None, None)
     assert torch.backends.mha.get_fastpath_enabled()
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from haq_env.data import load_dataset
 from haq_env.data.store import cache_folder
 from haq_env.errors import InputError
+from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard import judge
 from haq_env.leaderboard.arithmetic import OTHER, SAME
@@ -118,7 +119,7 @@ def test_a_second_verification_executes_nothing_and_says_the_same(submitted, cho
     def never(*_: object) -> None:
         raise AssertionError("a policy was executed twice")
 
-    monkeypatch.setattr(TrainedEvaluator, "measure", never)
+    monkeypatch.setattr(Measurer, "measure", never)
     monkeypatch.setattr(TrainedEvaluator, "final", never)
     judge._judge.cache_clear()  # as in another process
     _, second = verify(read_submission(submitted), choice)

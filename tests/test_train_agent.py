@@ -29,7 +29,8 @@ from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv, make_env
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
-from haq_env.evaluation.trained import Answer, TrainedEvaluator
+from haq_env.evaluation.measuring import Measurer
+from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
 from haq_env.layers import Layer, LayerTable
 from haq_env.networks.bundled import WEIGHTS
@@ -462,11 +463,11 @@ def test_episodes_after_the_agent_was_saved_are_not_measured_again(tmp_path):
         if len(measured) == 6 and not stopped:
             stopped.append(True)
             raise KeyboardInterrupt  # inside of the rollout
-        return Answer(float(bits.mean()), 0.1, False)
+        return Evaluation(float(bits.mean()), 0.1)
 
     stopped: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainedEvaluator, "measure", measure)
+        patch.setattr(Measurer, "measure", measure)
         assert len(search_with_agent(env, "ppo", 12, 0, folder=tmp_path)) == 5
         fresh = gym.make("HAQ-BISMO-Edge-v0").unwrapped
         history = search_with_agent(fresh, "ppo", 12, 0, folder=tmp_path, resume=True)
@@ -867,9 +868,9 @@ def test_a_second_crash_while_catching_up_loses_no_measurement(tmp_path, monkeyp
         if len(measured) >= limit[0]:
             raise Crash
         measured.append(bits.tobytes())
-        return Answer(float(bits.mean()), 0.0, False)
+        return Evaluation(float(bits.mean()))
 
-    monkeypatch.setattr(TrainedEvaluator, "measure", measure)
+    monkeypatch.setattr(Measurer, "measure", measure)
     folder = made(tmp_path / "run")
     crashes = 0
     while True:  # PPO is saved after ten episodes: up to nine are played again

@@ -15,7 +15,7 @@ from haq_env.agents.run import search_with_agent
 from haq_env.agents.transfer import Source, apply_agent
 from haq_env.env import make_env
 from haq_env.errors import InputError
-from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.evaluation.measuring import Measurer
 from haq_env.leaderboard.charts import page_data
 from haq_env.leaderboard.commands import Report, Verify
 from haq_env.leaderboard.page import page
@@ -94,7 +94,7 @@ def test_what_was_learned_on_the_source_is_the_charge_and_nothing_is_measured_tw
     def never(*_: object) -> None:
         raise AssertionError("a policy was measured twice")
 
-    monkeypatch.setattr(TrainedEvaluator, "measure", never)
+    monkeypatch.setattr(Measurer, "measure", never)
     again = run_cell(FIRST, Cell("first", "ppo", 0, FEW), tmp_path)  # it is the same search
     assert again.evaluations == FEW
     assert replace(run_cell(SECOND, cell, tmp_path), seconds=plain.seconds) == plain
@@ -107,7 +107,7 @@ def test_a_transfer_run_that_was_killed_begins_anew_and_gives_the_same(
 ):
     cell = Cell("second", "transfer-haq-ddpg", 2, 5)
     whole = run_cell(SECOND, cell, tmp_path / "whole")
-    left, measure = [measured], TrainedEvaluator.measure
+    left, measure = [measured], Measurer.measure
 
     def killed(self, *args, **kwargs):
         if not left[0]:
@@ -116,7 +116,7 @@ def test_a_transfer_run_that_was_killed_begins_anew_and_gives_the_same(
         return measure(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainedEvaluator, "measure", killed)
+        patch.setattr(Measurer, "measure", killed)
         with pytest.raises(KeyboardInterrupt):
             run_cell(SECOND, cell, tmp_path / "killed")
     again = run_cell(SECOND, cell, tmp_path / "killed")

@@ -42,7 +42,7 @@ class Train:
         """Train, write the file, print the accuracies."""
         from dataclasses import asdict
 
-        from haq_env.evaluation.train import train_float
+        from haq_env.training.train import train_float
 
         with writing(self.out):
             self.out.parent.mkdir(parents=True, exist_ok=True)

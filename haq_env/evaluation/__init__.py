@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from haq_env.evaluation.recipe import RECIPES, Evaluation, Recipe
 from haq_env.policy import Bits
 
-__all__ = ["RECIPES", "Batching", "Evaluation", "Evaluator", "Recipe", "Remembering", "Streaming"]
+__all__ = ["RECIPES", "Evaluation", "Evaluator", "Recipe", "Remembering", "Streaming"]
 
 
 @runtime_checkable
@@ -26,20 +26,11 @@ class Evaluator(Protocol):
 
 
 @runtime_checkable
-class Batching(Protocol):
+class Streaming(Protocol):
     """An evaluator that has a faster way for several policies than one after the other."""
 
-    def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
-        """Measure policies, int64 [N, L, 2], with the answers that `evaluate` gives."""
-        ...
-
-
-@runtime_checkable
-class Streaming(Protocol):
-    """An evaluator with such a way that need not be waited for until all are measured."""
-
     def evaluate_each(self, policies: Bits | Sequence[Bits]) -> Iterator[Evaluation]:
-        """Measure policies, int64 [N, L, 2]; yield the answers in order, as they come."""
+        """Measure policies, int64 [N, L, 2]; yield the answers of `evaluate` as they come."""
         ...
 
 

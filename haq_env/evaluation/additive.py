@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import Evaluation
-from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
+from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits, as_policy
 
 
 class AdditiveEvaluator:
@@ -43,7 +43,12 @@ class AdditiveEvaluator:
         return np.asarray((self._scales * 0.25**bits).sum(axis=(-2, -1)))
 
     def evaluate(self, bits: Bits) -> Evaluation:
-        """Return the accuracy of a policy, int64 [L, 2]."""
+        """Return the accuracy of a policy, int64 [L, 2].
+
+        Raises:
+            InputError: wrong shape, or bits outside 1 to 8.
+        """
+        bits = as_policy(bits, len(self._scales))
         return Evaluation(self.accuracy(float(self.loss(bits))))
 
     def accuracy(self, loss: float) -> float:

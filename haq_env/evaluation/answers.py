@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,23 +14,6 @@ from haq_env.policy import Bits
 
 if TYPE_CHECKING:
     from haq_env.evaluation.cache import EvaluationCache, Origin
-
-
-class Answer(NamedTuple):
-    """What measuring one policy gave.
-
-    Attributes:
-        accuracy: top-1 in percent.
-        seconds: time it took.
-        stopped: whether the accuracy is an estimate, because the policy was given up.
-        note: why floating point measured it although integers were allowed, and on a CUDA device
-            why no CUDA graphs did, or nothing.
-    """
-
-    accuracy: float
-    seconds: float
-    stopped: bool
-    note: str = ""
 
 
 class Answers:
@@ -70,25 +54,29 @@ class Answers:
         return Evaluation(found, cache_hit=True)
 
     def keep(
-        self, key: bytes, answer: Answer, address: Callable[[bytes], str], origin: Origin
+        self, key: bytes, answer: Evaluation, address: Callable[[bytes], str], origin: Origin
     ) -> Evaluation:
         """Remember an answer; only one that is no estimate goes to the cache.
 
         Args:
             key: the policy.
-            answer: to it.
+            answer: to it, as it was measured.
             address: of a key in the cache.
             origin: what the cache notes beside it.
+
+        Returns:
+            The answer, with the accuracy of the process that was first.
         """
-        accuracy, seconds, stopped, note = answer
-        self.seconds += seconds
-        if stopped:
-            self._estimated[key] = accuracy
-            return Evaluation(accuracy, seconds, stopped_early=True, note=note)
+        self.seconds += answer.seconds
+        if answer.stopped_early:
+            self._estimated[key] = answer.accuracy
+            return answer
         if self.cache is not None:  # another process may have been first, and its answer counts
-            accuracy = self.cache.put(address(key), accuracy, seconds, bits_of(key), origin)
-        self._know(key, accuracy)
-        return Evaluation(accuracy, seconds, note=note)
+            where, bits = address(key), bits_of(key)
+            accuracy = self.cache.put(where, answer.accuracy, answer.seconds, bits, origin)
+            answer = replace(answer, accuracy=accuracy)
+        self._know(key, answer.accuracy)
+        return answer
 
     def remember(self, key: bytes, accuracy: float) -> None:
         """Keep what an earlier run measured; in a race, less than the best may be an estimate."""
@@ -96,11 +84,6 @@ class Answers:
             self._estimated[key] = accuracy
         else:
             self._know(key, accuracy)
-
-    def forget(self) -> None:
-        """Know nothing any more but what the cache has."""
-        self._measured.clear()
-        self._estimated.clear()
 
     def _know(self, key: bytes, accuracy: float) -> None:
         self._measured[key] = accuracy

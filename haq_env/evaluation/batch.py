@@ -12,7 +12,6 @@ import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from haq_env.errors import InputError
@@ -22,8 +21,8 @@ from haq_env.processes import prepare_worker
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
-    from haq_env.evaluation.answers import Answer
-    from haq_env.evaluation.trained import TrainedEvaluator
+    from haq_env.evaluation.measuring import Measurer
+    from haq_env.evaluation.recipe import Evaluation
 
 
 class WorkerError(RuntimeError):
@@ -34,7 +33,7 @@ class Workers:
     """Processes that hold the same network, started at the first policy.
 
     Args:
-        evaluator: what every worker gets a copy of.
+        measurer: what every worker gets a copy of.
         count: how many, at least 1.
 
     Raises:
@@ -42,10 +41,10 @@ class Workers:
             itself a worker that runs a script from its beginning.
     """
 
-    def __init__(self, evaluator: TrainedEvaluator, count: int) -> None:
+    def __init__(self, measurer: Measurer, count: int) -> None:
         _not_inside_a_worker()
         try:
-            content = pickle.dumps(evaluator)
+            content = pickle.dumps(measurer)
         except Exception as error:  # pickle lets through what the objects themselves raise
             raise InputError(
                 f"workers: the network or the data set cannot be sent to another process ({error})."
@@ -57,7 +56,7 @@ class Workers:
             count, context, _prepare, (content, self._started)
         )
 
-    def measure(self, policies: Sequence[Bits], best: float) -> Iterator[Answer]:
+    def measure(self, policies: Sequence[Bits], best: float) -> Iterator[Evaluation]:
         """Yield the answers in the order of the policies, each as soon as it is there.
 
         Args:
@@ -69,7 +68,7 @@ class Workers:
         """
         if self._pool is None:
             raise WorkerError("the worker processes have been closed.")
-        futures: list[Future[Answer]] = []
+        futures: list[Future[Evaluation]] = []
         try:
             futures.extend(self._pool.submit(_measure, bits, best) for bits in policies)
             for future in futures:
@@ -108,37 +107,10 @@ def _not_inside_a_worker() -> None:
         )
 
 
-@contextmanager
-def own_modes() -> Iterator[None]:
-    """Let gradients be computed, and in full precision, whatever modes the caller is in."""
-    import torch
-
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
-        yield
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread, and on as many as before afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 # -- inside a worker ---------------------------------------------------------------------------
 
 _content = b""
-_evaluator: TrainedEvaluator | None = None
+_measurer: Measurer | None = None
 
 
 def _prepare(content: bytes, started: Event) -> None:
@@ -149,17 +121,17 @@ def _prepare(content: bytes, started: Event) -> None:
     started.set()
 
 
-def _measure(bits: Bits, best: float) -> Answer:
-    global _evaluator
+def _measure(bits: Bits, best: float) -> Evaluation:
+    global _measurer
     import torch
 
     torch.set_num_threads(1)
-    if _evaluator is None:
+    if _measurer is None:
         try:
-            _evaluator = pickle.loads(_content)  # bytes that the main process made, never a file
+            _measurer = pickle.loads(_content)  # bytes that the main process made, never a file
         except (AttributeError, ImportError) as error:
             raise InputError(
                 f"workers: another process cannot find the network's or the data set's code "
                 f"({error}). Put it into a module that can be imported; a notebook is none."
             ) from error
-    return _evaluator.measure(bits, best)
+    return _measurer.measure(bits, best)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError
+from haq_env.evaluation.checks import check_fits, check_weights
+from haq_env.evaluation.device import find_device
 from haq_env.evaluation.recipe import Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score, count
 from haq_env.layers import LayerTable
@@ -19,8 +18,7 @@ from haq_env.networks.bundled import check_size
 from haq_env.policy import Bits
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
     from haq_env.evaluation.finetune import Images
     from haq_env.evaluation.prefix import PrefixReuse
@@ -43,9 +41,9 @@ class Subject:
         clip: rule for clipping: ``"mse"``, ``"haq-kl"`` or ``"max"``.
         device: torch device.
         inference: what measures the accuracy: ``"float"``, ``"int8"`` or ``"auto"``, see
-            `haq_env.evaluation.paths`.
+            `haq_env.evaluation.inference`.
         graphs: whether policies are measured side by side in CUDA graphs: ``"auto"``, ``"on"`` or
-            ``"off"``, see `haq_env.evaluation.graphs`.
+            ``"off"``, see `haq_env.evaluation.cuda_graphs`.
     """
 
     network: str | nn.Module
@@ -62,11 +60,30 @@ class Subject:
 
 
 class Bench:
-    """What an evaluation needs in memory."""
+    """What an evaluation needs in memory.
 
-    def __init__(self, subject: Subject) -> None:
+    Args:
+        subject: network, data and quantizer.
+        reuse_bytes: memory for what policies that begin alike share; 0 for nothing.
+        stopping: when candidates are given up early; None for never.
+
+    Attributes:
+        device: where it computes.
+        images: the splits ``"train"``, ``"val"`` and ``"test"``.
+        network: the quantized network; every measurement leaves it as it was used.
+        inference: the arithmetic that accuracies are measured with.
+        stopping: as given.
+        note: on how the latest accuracy was measured; empty where there is nothing to say.
+
+    Raises:
+        InputError: network, weights, images and device do not go together.
+    """
+
+    def __init__(
+        self, subject: Subject, reuse_bytes: int = 0, stopping: EarlyStopping | None = None
+    ) -> None:
         from haq_env.evaluation.finetune import Images
-        from haq_env.evaluation.paths import Paths
+        from haq_env.evaluation.inference import InferenceChoice
         from haq_env.quantization.network import QuantizedNetwork
 
         self.device = device = find_device(subject.device)
@@ -74,7 +91,7 @@ class Bench:
         self.images: dict[str, Images] = {
             part: Images(getattr(data, part), data, device) for part in ("train", "val", "test")
         }
-        _check_weights(subject, data)
+        check_weights(subject, data)
         if isinstance(subject.network, str):  # others were traced with these images
             check_size(dict(subject.build), data)
         module = _float_module(subject).to(device)
@@ -87,13 +104,17 @@ class Bench:
             clip=subject.clip,
             calibration_images=sample,
         )
-        self.paths = Paths(self.network, subject.inference, sample[:128])
-        if subject.inference == "int8" and self.paths.name == "float":
-            warnings.warn(f"int8 was asked for: {self.paths.note}", RuntimeWarning, stacklevel=2)
-        self.note = ""  # on how the latest accuracy was measured
+        self.inference = InferenceChoice(self.network, subject.inference, sample[:128])
+        if subject.inference == "int8" and self.inference.name == "float":
+            warnings.warn(
+                f"int8 was asked for: {self.inference.note}", RuntimeWarning, stacklevel=2
+            )
+        self.note = ""
+        self.stopping = stopping
+        self._reuse_bytes = reuse_bytes
         self._float: dict[str, float] = {}
         self._classes = data.classes
-        self._reuse: dict[Recipe, PrefixReuse | str] = {}  # or why there is none
+        self._prefixes: dict[Recipe, PrefixReuse | None] = {}
 
     def float_accuracy(self, part: str) -> float:
         """Accuracy of the float network as it was given, in percent."""
@@ -116,41 +137,54 @@ class Bench:
         from haq_env.evaluation.finetune import accuracy
 
         self._prepare(bits, recipe, seed)
-        network, self.note = self.paths.serving()
+        network, self.note = self.inference.serving()
         return {part: accuracy(network, self.images[part]) for part in parts}
 
-    def judge(self, bits: Bits, recipe: Recipe, seed: int, score: Score, reuse: int) -> float:
-        """Measure a candidate on the held-out images, and do not do more than is needed."""
-        if not recipe.steps and reuse and self.paths.name == "float":
-            shared = self.prefixes(recipe, score.stopping, reuse)
-            if not isinstance(shared, str):
-                self.network.restore()
-                self.network.set_policy(bits)
-                shared.measure(bits, score)
-                self.note = self.paths.note
-                return score.accuracy
+    def judge(self, bits: Bits, recipe: Recipe, seed: int, score: Score) -> float:
+        """Measure a candidate on the held-out images, and do not do more than is needed.
+
+        Args:
+            bits: int64 [L, 2].
+            recipe: the finetuning.
+            seed: of the order of training images.
+            score: where right answers are counted, with this bench's early stopping.
+
+        Returns:
+            Top-1 in percent; an estimate if the score says that it stopped.
+        """
+        prefixes = self.prefixes(recipe)
+        if prefixes is not None:
+            self.network.restore()
+            self.network.set_policy(bits)
+            prefixes.measure(bits, score)
+            self.note = self.inference.note
+            return score.accuracy
         if score.stopping is None:
             return self.measure(bits, recipe, seed, ("val",))["val"]
         self._prepare(bits, recipe, seed)
-        network, self.note = self.paths.serving()
+        network, self.note = self.inference.serving()
         count(network, score.stopping.batches(self.images["val"]), score)
         return score.accuracy
 
-    def prefixes(
-        self, recipe: Recipe, stopping: EarlyStopping | None, limit: int
-    ) -> PrefixReuse | str:
-        """Return what runs policies from where they part, or the reason why nothing can."""
+    def shares(self, recipe: Recipe) -> bool:
+        """Tell whether policies that begin alike share their beginnings, if the network allows."""
+        return bool(self._reuse_bytes) and not recipe.steps and self.inference.name == "float"
+
+    def prefixes(self, recipe: Recipe) -> PrefixReuse | None:
+        """Return what runs policies from where they part, or None where they share nothing."""
+        if not self.shares(recipe):
+            return None
         from haq_env.evaluation.chain import NotAChain
         from haq_env.evaluation.prefix import PrefixReuse
 
-        if recipe not in self._reuse:
+        if recipe not in self._prefixes:
             try:
-                self._reuse[recipe] = PrefixReuse.of(
-                    self.network, self.images, recipe.bn_images, stopping, limit
+                self._prefixes[recipe] = PrefixReuse.of(
+                    self.network, self.images, recipe.bn_images, self.stopping, self._reuse_bytes
                 )
-            except NotAChain as reason:
-                self._reuse[recipe] = str(reason)
-        return self._reuse[recipe]
+            except NotAChain:
+                self._prefixes[recipe] = None
+        return self._prefixes[recipe]
 
     def _prepare(self, bits: Bits | None, recipe: Recipe | None, seed: int) -> None:
         """Leave the network as a policy and its recipe make it."""
@@ -166,138 +200,9 @@ class Bench:
             network.recalibrate_batchnorm(train.batch(slice(0, recipe.bn_images)))
 
 
-@cache
-def survive_forks() -> None:
-    """Let forked processes compute on one thread, as vector environments of Gymnasium do.
-
-    OpenMP's threads do not exist in the copy of a process that had used them, which would wait for
-    them for ever.
-    """
-
-    def in_child() -> None:
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=in_child)
-
-
-def check_device(name: str) -> None:
-    """See that a torch device can be used, without touching it.
-
-    A process that has touched CUDA cannot be forked, which vector environments do.
-
-    Raises:
-        InputError: it cannot.
-    """
-    import torch
-
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or not (number.isdecimal() or not number):
-        find_device(name)
-    elif int(number or 0) >= (count := torch.cuda.device_count()):
-        raise InputError(f"torch device {name!r} cannot be used: {count} CUDA devices are there.")
-
-
-def find_device(name: str) -> torch.device:
-    """Return a torch device; raise InputError if it cannot be used."""
-    import torch
-
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"torch device {name!r} cannot be used: {reason}") from error
-
-
-def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
-    """See that the network takes the images and has an output for every class.
-
-    Args:
-        module: the network.
-        data: the data set.
-        image: one of its images as the network sees it, float [1, C, H, W].
-
-    Raises:
-        InputError: it does not.
-    """
-    import torch
-
-    from haq_env.networks.graphs import evaluation_mode
-
-    try:
-        with torch.no_grad(), evaluation_mode(module):
-            logits = module(image)
-    except RuntimeError as error:
-        raise InputError(
-            f"the network cannot be run on images {list(data.input_shape)} of data set "
-            f"{data.name!r}: {str(error).splitlines()[0]}"
-        ) from error
-    if data.name == "imagenet" and torch.is_tensor(logits) and logits.shape[-1] != data.classes:
-        raise InputError(
-            f"the network has {logits.shape[-1]} outputs, and the ImageNet folder {data.classes} "
-            "classes: labels are places among its folders, so those of all classes must be there."
-        )
-    if not torch.is_tensor(logits) or logits.ndim != 2 or logits.shape[1] < data.classes:
-        found = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
-        raise InputError(
-            f"the network must answer [1, classes] logits for an image; data set {data.name!r} "
-            f"has {data.classes} classes, but the answer is {found}."
-        )
-    if logits.shape[1] > data.classes:
-        warnings.warn(
-            f"the network has {logits.shape[1]} outputs, and data set {data.name!r} has "
-            f"{data.classes} classes: label k must mean output k.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
-def _check_weights(subject: Subject, data: Dataset) -> None:
-    """See that weights are for these classes, and that none of the held-out images trained them."""
-    classes = dict(subject.build).get("classes", data.classes)
-    if classes != data.classes:
-        raise InputError(
-            f"{subject.checkpoint} is for {classes} classes, and data set {data.name!r} has "
-            f"{data.classes}."
-        )
-    if subject.checkpoint is None:
-        return
-    from haq_env.networks.checkpoint import read_metadata
-
-    about = read_metadata(subject.checkpoint)
-    trained, used = about.get("images", {}), dict(data.about)
-    classes_known = "classes" in trained and "classes" in used and data.name != "imagenet"
-    if classes_known and trained["classes"] != used["classes"]:
-        raise InputError(
-            f"{subject.checkpoint} is for the classes {', '.join(trained['classes'])[:80]}, and "
-            f"data set {data.name!r} has {', '.join(used['classes'])[:80]}."
-        )
-    same = str(about.get("dataset")).partition(":")[0] == data.name.partition(":")[0]
-    if not same or "sha256" not in trained or "sha256" not in used:
-        return
-    folder = ":" in data.name  # another one may be what is wanted; a known set is always the same
-    for name in ("seed", "counts"):
-        if trained.get(name) != used.get(name) and not folder:
-            raise InputError(
-                f"{subject.checkpoint} was trained on another split of data set {data.name!r} "
-                f"({name} {trained.get(name)}, now {used.get(name)}): images that it has learned "
-                "would be held out. Load the data set as it was, or train it again."
-            )
-    # of other encodings of its images that hold the same ones out
-    known = {trained["sha256"]["val"], *trained.get("held_out_alike", {}).values()}
-    if used["sha256"]["val"] not in known:
-        warnings.warn(
-            f"{subject.checkpoint} was trained on other files of data set {data.name!r} than "
-            "these: images that it has learned may be among the held-out ones.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-
 def _float_module(subject: Subject) -> nn.Module:
     if not isinstance(subject.network, str):
-        from haq_env.quantization.network import copied
+        from haq_env.networks.copying import copied
 
         return copied(subject.network)  # the user's own stays on its device
     from haq_env.networks import load_network

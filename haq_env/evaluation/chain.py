@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq_env.networks.graphs import evaluation_mode
-from haq_env.quantization.batchnorm import recalibrate_batchnorm
+from haq_env.errors import first_line
+from haq_env.networks.modes import evaluation_mode
+from haq_env.quantization.batchnorm import recalibrate_batchnorm, statistics, tracking_norms
 from haq_env.quantization.fusion import follow
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
@@ -54,7 +55,7 @@ class Chain:
             if not ends:
                 raise NotAChain("no layer but the first starts from a single tensor")
             self.rows = self._rows()
-            self.norms = [_norms(part) for part in self.parts]
+            self.norms = [tracking_norms(part) for part in self.parts]
             seen = [id(norm) for norms in self.norms for norm in norms]
             if len(seen) != len(set(seen)):
                 raise NotAChain("a batch-norm layer is used in several places")
@@ -104,7 +105,7 @@ class Chain:
         """Compare with the whole network, with and without statistics of its own."""
         network = self.network
         network.set_policy(network.probe(4))
-        others = [b for b in network.module.buffers() if id(b) not in _statistics(self.norms)]
+        others = [b for b in network.module.buffers() if id(b) not in _buffers(self.norms)]
         before = [buffer.clone() for buffer in others]
         results: list[list[Tensor]] = []
         for whole in (True, False):
@@ -112,7 +113,7 @@ class Chain:
             inputs = images if whole else torch.arange(1)
             recalibrate_batchnorm(module, inputs, len(inputs))
             output = network(images) if whole else [*self.run(self.start(images))][-1]
-            stats = [s.clone() for norms in self.norms for norm in norms for s in state(norm)]
+            stats = [s.clone() for norms in self.norms for norm in norms for s in statistics(norm)]
             results.append([output, *stats])
         if not all(map(_same, *results)):
             raise NotAChain("its parts, run one by one, answer otherwise than the network")
@@ -157,8 +158,7 @@ def _traced(network: QuantizedNetwork) -> tuple[fx.Graph, nn.Module]:
     try:
         return follow(network.module)
     except Exception as error:  # whatever the network's own code raises on symbols
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NotAChain(f"torch.fx cannot follow it ({line})") from error
+        raise NotAChain(f"torch.fx cannot follow it ({first_line(error)})") from error
 
 
 def _ends(graph: fx.Graph, root: nn.Module) -> list[int]:
@@ -204,16 +204,7 @@ def _cut(graph: fx.Graph, root: nn.Module, ends: list[int]) -> list[nn.Module]:
     return parts
 
 
-def _norms(part: nn.Module) -> list[_BatchNorm]:
-    return [m for m in part.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-
-
-def state(norm: _BatchNorm) -> list[Tensor]:
-    """Return the running mean and the running variance, where there are any."""
-    return [s for s in (norm.running_mean, norm.running_var) if s is not None]
-
-
-def _statistics(norms: list[list[_BatchNorm]]) -> set[int]:
+def _buffers(norms: list[list[_BatchNorm]]) -> set[int]:
     return {id(b) for part in norms for norm in part for b in norm.buffers()}
 
 

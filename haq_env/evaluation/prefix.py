@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq_env.evaluation.chain import Chain, NotAChain, Tail, state
+from haq_env.evaluation.chain import Chain, NotAChain, Tail
 from haq_env.policy import Bits
-from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm
+from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm, statistics
 from haq_env.quantization.network import QuantizedNetwork
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class PrefixReuse:
     def _keep(self, key: Beginning, train: list[Tensor], val: list[Tensor]) -> None:
         cut = key[0]
         norms = self._chain.norms
-        stats = [s.clone() for part in norms[: cut + 1] for norm in part for s in state(norm)]
+        stats = [s.clone() for part in norms[: cut + 1] for norm in part for s in statistics(norm)]
         kept = _Kept(train if any(norms[cut + 1 :]) else [], val, stats)
         size = kept.size()
         if size > self._limit // _SHARE:
@@ -233,6 +233,6 @@ class FloatSweep:
 
 
 def _load(norms: list[_BatchNorm], stats: list[Tensor]) -> None:
-    targets = [one for norm in norms for one in state(norm)]
+    targets = [one for norm in norms for one in statistics(norm)]
     for target, kept in zip(targets, stats, strict=True):
         target.copy_(kept)

@@ -51,7 +51,7 @@ def arithmetic() -> str:
     bits, on one thread: equal exactly where a finetuning is repeated to the last bit, whatever it
     is that decides that (the processor, torch, the libraries below).
     """
-    from haq_env.evaluation.batch import one_thread
+    from haq_env.evaluation.device import one_thread
     from haq_env.evaluation.fingerprint import digest, raw
     from haq_env.evaluation.trained import TrainedEvaluator
     from haq_env.policy import uniform
@@ -61,5 +61,5 @@ def arithmetic() -> str:
     assert isinstance(evaluator, TrainedEvaluator)
     with one_thread():
         network = evaluator.bench.network
-        evaluator.measure(uniform(len(network.layers), 4, 4))
+        evaluator.measurer.measure(uniform(len(network.layers), 4, 4))
     return digest(raw(*named) for named in network.module.named_parameters())[:16]

@@ -72,7 +72,7 @@ def measure_all(
 
 
 def _measure(question: Question, cache: Path | None) -> tuple[float, ...]:
-    from haq_env.evaluation.batch import one_thread
+    from haq_env.evaluation.device import one_thread
 
     with one_thread():
         bits = from_digits(question.w_bits, question.a_bits)

@@ -114,11 +114,11 @@ class Track:
             task.evaluator, TrainedEvaluator
         ):
             return
-        paths = task.evaluator.bench.paths
-        if paths.name != "int8":
+        inference = task.evaluator.bench.inference
+        if inference.name != "int8":
             raise InputError(
                 f"track {self.name} is about accuracies on integer kernels, and on this machine "
-                f"there is only {paths.note}."
+                f"there is only {inference.note}."
             )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -62,7 +62,7 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
             machine has other images than it is about, or no integer kernels where it is about them.
         RuntimeError: the method measured more policies than it was allowed.
     """
-    from haq_env.evaluation.batch import one_thread
+    from haq_env.evaluation.device import one_thread
 
     folder = local_folder() if folder is None else folder
     search = find_method(cell.method, track, folder / CACHE)

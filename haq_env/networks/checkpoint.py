@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq_env.errors import InputError
-from haq_env.files import replace_file, writing
+from haq_env.files import replace_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,10 +88,7 @@ def save_tensors(
         raise InputError(f"the checkpoint's metadata is not JSON: {error}.") from error
     # Tied tensors share memory, which the format refuses.
     stored = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    path = Path(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, save(stored, metadata={_KEY: text}))
+    replace_file(Path(path), save(stored, metadata={_KEY: text}), folders=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str], module: nn.Module) -> dict[str, Any]:

@@ -12,18 +12,13 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.backends import mha
 
-from haq_env.errors import InputError
+from haq_env.errors import InputError, typed_line
 from haq_env.generators import kept_generators
 from haq_env.layers import Layer, LayerTable, kind_of
-from haq_env.networks.graphs import (
-    Call,
-    evaluation_mode,
-    exported_calls,
-    failing_module,
-    symbolic_calls,
-)
+from haq_env.networks.attention import fastpath_off
+from haq_env.networks.graphs import Call, exported_calls, failing_module, symbolic_calls
+from haq_env.networks.modes import evaluation_mode
 
 _OWN_TABLE = "or pass a LayerTable of your own"
 
@@ -150,7 +145,7 @@ def _calls(module: nn.Module, sample: Tensor) -> list[Call]:
         path = failing_module(error, network)
         where = f"the control flow of {path!r}" if path else "its control flow"
         raise InputError(
-            f"the network cannot be traced{f' in {path!r}' if path else ''}: {_line(error)} "
+            f"the network cannot be traced{f' in {path!r}' if path else ''}: {_sentence(error)} "
             f"Make {where} independent of the data, {_OWN_TABLE}."
         ) from error
     if not _same(calls, called):
@@ -191,10 +186,8 @@ def _called(network: nn.Module, sample: Tensor) -> set[str]:
 
     layers = quantizable(network)
     hooks = [part.register_forward_pre_hook(note(path)) for path, part in layers.items()]
-    fused = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)  # it uses the layers' weights without calling them
     try:
-        with evaluation_mode(network):
+        with fastpath_off(), evaluation_mode(network):
             try:
                 with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                     network(mode.from_tensor(sample))
@@ -202,7 +195,6 @@ def _called(network: nn.Module, sample: Tensor) -> set[str]:
                 called.clear()
                 _check_runs(network, sample)
     finally:
-        mha.set_fastpath_enabled(fused)
         for hook in hooks:
             hook.remove()
     return called
@@ -216,14 +208,13 @@ def _check_runs(module: nn.Module, sample: Tensor) -> None:
         where = f"module {path!r}" if path else f"its forward ({type(module).__name__})"
         raise InputError(
             f"the network does not accept an input of shape {list(sample.shape[1:])}: {where} "
-            f"failed: {_line(error)}"
+            f"failed: {_sentence(error)}"
         ) from error
 
 
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text if text.endswith(".") else f"{text}."
+def _sentence(error: BaseException) -> str:
+    line = typed_line(error)
+    return line if line.endswith(".") else f"{line}."
 
 
 def _check_shared(calls: list[Call], layers: dict[str, nn.Conv2d | nn.Linear]) -> None:

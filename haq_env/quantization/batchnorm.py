@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from haq_env.errors import InputError
+from haq_env.networks.modes import kept_modes
 
 # Images at once, here and where accuracies are measured: prefix reuse repeats both to the last bit,
 # and sums in other batches would round otherwise.
@@ -41,17 +42,23 @@ def recalibrate_batchnorm(module: nn.Module, images: Tensor, batch_size: int = B
             f"batch-norm statistics need images in batches of at least one, not {len(images)} "
             f"images in batches of {batch_size}."
         )
-    norms = [
-        norm
-        for norm in module.modules()
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats
-    ]
+    norms = tracking_norms(module)
     if not norms:
         return
     batches = -(-len(images) // batch_size)
-    with _only_training(module, norms), torch.no_grad(), enough_values():
+    with kept_modes(module), _only_training(module, norms), torch.no_grad(), enough_values():
         for batch in images.tensor_split(batches):
             module(batch)
+
+
+def tracking_norms(module: nn.Module) -> list[_BatchNorm]:
+    """Return the batch-norm layers that keep statistics, in the order of registration."""
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def statistics(norm: _BatchNorm) -> list[Tensor]:
+    """Return the running mean and the running variance, [C] each, where there are any."""
+    return [each for each in (norm.running_mean, norm.running_var) if each is not None]
 
 
 @contextmanager
@@ -70,9 +77,8 @@ def enough_values() -> Iterator[None]:
 
 @contextmanager
 def _only_training(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
-    modes = [(part, part.training) for part in module.modules()]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    before = [(norm, _statistics(norm)) for norm in norms]
+    before = [[each.clone() for each in statistics(norm)] for norm in norms]
     module.eval()
     for norm in norms:
         if norm.num_batches_tracked is not None:
@@ -83,19 +89,12 @@ def _only_training(module: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]
         norm.training = True
     try:
         yield
-        for norm, statistics in before:
+        for norm, former in zip(norms, before, strict=True):
             # one that looks at no batch (frozen, or only its numbers are used) keeps what it has
             if norm.num_batches_tracked is not None and not int(norm.num_batches_tracked):
-                for now, was in zip(_statistics(norm, copy=False), statistics, strict=True):
+                for now, was in zip(statistics(norm), former, strict=True):
                     now.copy_(was)
     finally:
-        for part, mode in modes:
-            part.training = mode
         for norm, momentum, tracked in kept:
             norm.momentum = momentum
             norm.num_batches_tracked = tracked
-
-
-def _statistics(norm: _BatchNorm, copy: bool = True) -> list[Tensor]:
-    both = (norm.running_mean, norm.running_var)
-    return [each.clone() if copy else each for each in both if each is not None]

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from haq_env.generators import kept_generators
 from haq_env.networks.graphs import OneInput
+from haq_env.networks.modes import kept_modes
 from haq_env.quantization.attributes import untouched
 from haq_env.quantization.layers import QuantConv2d, QuantLayer, Slot
 
@@ -50,8 +51,14 @@ class InPlaceBatchNorm2d(nn.BatchNorm2d):
         unused = input.new_empty(0)
         # number by number the same arithmetic as F.batch_norm, whose result it only puts elsewhere
         return torch.ops.aten.native_batch_norm.out(  # type: ignore[no-any-return]
-            *(input, self.weight, self.bias, self.running_mean, self.running_var),
-            *(False, 0.0, self.eps),
+            input,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            False,
+            0.0,
+            self.eps,
             out=input,
             save_mean=unused,
             save_invstd=unused,
@@ -70,15 +77,12 @@ def fuse(module: nn.Module) -> None:
     """
     found: list[_Found] = []
     for training in (True, False):  # a network may take other ways in training
-        modes = [(part, part.training) for part in module.modules()]
-        module.train(training)
         try:
-            found.append(_find(module))
+            with kept_modes(module):
+                module.train(training)
+                found.append(_find(module))
         except Exception:  # whatever the network's own code raises on symbols
             return
-        finally:
-            for part, mode in modes:
-                part.training = mode
     first, second = found
     for norm in first.norms & second.norms:
         norm.__class__ = InPlaceBatchNorm2d

@@ -117,7 +117,11 @@ class Kernel:
             if output is not None:
                 scale, shift = scale / output.step, shift / output.step
         self._product = Product(
-            *(codes, self.input.zero, geometry, scale.float(), shift.float()),
+            codes,
+            self.input.zero,
+            geometry,
+            scale.float(),
+            shift.float(),
             _after(ceiling, output),
         )
         self._compute = self._exactly(self._product)

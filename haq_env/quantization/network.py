@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from haq_env.errors import InputError
 from haq_env.layers import LayerTable
-from haq_env.policy import ACTIVATION, Bits, as_bits, uniform
+from haq_env.networks.attention import fastpath_off, has_fastpath
+from haq_env.networks.copying import copied
+from haq_env.policy import ACTIVATION, Bits, as_policy, uniform
 from haq_env.quantization import QUANTIZERS
 from haq_env.quantization.attributes import plain_attributes, put_back
 from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm
-from haq_env.quantization.calibration import sampling_stride
 from haq_env.quantization.fusion import fuse
 from haq_env.quantization.layers import QuantLayer, Slot, WeightCache, make_quantized
+from haq_env.quantization.recording import record_inputs
 from haq_env.quantization.scheme import CentroidUpdate, ClipRule, Settings
 
 CACHE_BYTES = 1 << 29  # quantized copies of the pretrained weights, all widths together
@@ -90,6 +92,7 @@ class QuantizedNetwork(nn.Module):
         settings = Settings(clip, centroid_update)
         make = QUANTIZERS[quantizer]
         self.module: nn.Module = copied(module)
+        self._fastpath = has_fastpath(self.module)
         self.channels_last = True
         _lay_out(self.module, torch.channels_last)
         self.eval()
@@ -98,14 +101,14 @@ class QuantizedNetwork(nn.Module):
         self.bits: Bits | None = None
         found = _find(self.module, layers)
         try:
-            inputs = self.record_inputs(found, calibration_images)
+            inputs = record_inputs(self, found, calibration_images)
         except RuntimeError:  # a forward may take views that only the plain layout has
             self.channels_last = False
             _lay_out(self.module, torch.contiguous_format)
-            inputs = self.record_inputs(found, calibration_images)
+            inputs = record_inputs(self, found, calibration_images)
         cache = WeightCache(cache_bytes)
         self._layers: list[QuantLayer] = []
-        for layer, part, sample in zip(layers, found, inputs, strict=True):
+        for layer, part, sample in zip(layers, found.values(), inputs, strict=True):
             low = float(sample.min())
             if low < 0 and not layer.signed_input:
                 raise InputError(
@@ -127,7 +130,7 @@ class QuantizedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the network on images [N, ...] with the present bits."""
-        with _no_shortcuts():
+        with fastpath_off() if self._fastpath else nullcontext():
             output: Tensor = self.module(self.laid_out(images))
         return output
 
@@ -159,9 +162,7 @@ class QuantizedNetwork(nn.Module):
         if bits is None:
             self.float_mode()
             return
-        checked = as_bits(bits, len(self.layers))
-        if checked.ndim != 2:
-            raise InputError(f"bits must be one policy, [layers, 2], not {list(checked.shape)}.")
+        checked = as_policy(bits, len(self.layers))
         self._check_activations(checked)
         self.bits = checked.copy()
         for layer, (w_bits, a_bits) in zip(self._layers, self.bits.tolist(), strict=True):
@@ -255,39 +256,6 @@ class QuantizedNetwork(nn.Module):
                     f"allowed: {allowed.start} to {allowed.stop - 1} (its inputs are signed)."
                 )
 
-    def record_inputs(self, found: list[nn.Module], images: Tensor) -> list[Tensor]:
-        """Run images and return a sample of what enters each of some layers, flat, float.
-
-        Raises:
-            InputError: a layer is not reached.
-        """
-        seen: list[list[Tensor]] = [[] for _ in found]
-        with _input_hooks(found, seen), torch.no_grad():
-            self(images)
-        for layer, samples in zip(self.layers, seen, strict=True):
-            if not samples:
-                raise InputError(f"layer {layer.name!r} is not reached by a forward pass.")
-        return [samples[0] if len(samples) == 1 else torch.cat(samples) for samples in seen]
-
-
-@contextmanager
-def _no_shortcuts() -> Iterator[None]:
-    """Let nn.TransformerEncoderLayer call its layers: its fused path reads their float weights."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """Return a copy of a network; raise InputError for one that cannot be copied."""
-    try:
-        return copy.deepcopy(module)
-    except RuntimeError as error:  # torch.nn.utils.weight_norm keeps a weight that is computed
-        raise InputError(f"the network cannot be copied: {error}") from error
-
 
 def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
     """Lay 4-D tensors out; convolutions on a CPU are fastest with channels last."""
@@ -296,30 +264,8 @@ def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:
             tensor.data = tensor.data.to(memory_format=layout)
 
 
-@contextmanager
-def _input_hooks(parts: list[nn.Module], seen: list[list[Tensor]]) -> Iterator[None]:
-    handles = []
-    for part, samples in zip(parts, seen, strict=True):
-
-        def record(
-            _: nn.Module,
-            arguments: tuple[Tensor, ...],
-            named: dict[str, Tensor],
-            samples: list[Tensor] = samples,
-        ) -> None:
-            # a copy: the layer's input may be overwritten later by an in-place activation
-            flat = (arguments[0] if arguments else named["input"]).detach().flatten()
-            samples.append(flat[:: sampling_stride(flat.numel())].clone())
-
-        handles.append(part.register_forward_pre_hook(record, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _find(module: nn.Module, layers: LayerTable) -> list[nn.Module]:
+def _find(module: nn.Module, layers: LayerTable) -> dict[str, nn.Module]:
+    """Return the layers by name, in the table's order."""
     parts = dict(module.named_modules())
     missing = [name for name in layers.names if name not in parts]
     if missing:
@@ -333,4 +279,4 @@ def _find(module: nn.Module, layers: LayerTable) -> list[nn.Module]:
                 f"layer {layer.name!r}: only nn.Conv2d and nn.Linear can be quantized, "
                 f"not {type(parts[layer.name]).__name__}."
             )
-    return [parts[name] for name in layers.names]
+    return {name: parts[name] for name in layers.names}

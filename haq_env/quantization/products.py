@@ -110,7 +110,7 @@ class Product:
                 ops.qlinear_prepack(self.weight, list(codes.shape))
                 if self.geometry is None
                 else ops.qconv_prepack(
-                    *(self.weight, self.scale, 1.0, self.zero, *self.geometry, list(codes.shape))
+                    self.weight, self.scale, 1.0, self.zero, *self.geometry, list(codes.shape)
                 )
             )
         operands = codes, 1.0, self.zero, self._packed, self.scale, self._no_zero
@@ -122,14 +122,24 @@ class Product:
             return cast(
                 Tensor,
                 ops.qconv2d_pointwise(
-                    *(*operands, self.shift, *self.geometry, *after, name, bounds, "")
+                    *operands, self.shift, *self.geometry, *after, name, bounds, ""
                 ),
             )
         return cast(
             Tensor,
             ops.qconv2d_pointwise.binary(
-                *(*operands, added, self.shift, *self.geometry, *after),
-                *(1.0, 0, "sum", None, name, bounds, ""),
+                *operands,
+                added,
+                self.shift,
+                *self.geometry,
+                *after,
+                1.0,
+                0,
+                "sum",
+                None,
+                name,
+                bounds,
+                "",
             ),
         )
 

@@ -20,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from haq_env.cost import Grid
 from haq_env.errors import InputError
-from haq_env.evaluation.batch import own_modes
+from haq_env.evaluation.device import own_modes
 from haq_env.evaluation.prefix import FloatSweep
 from haq_env.evaluation.trained import TrainedEvaluator
-from haq_env.networks.graphs import evaluation_mode
+from haq_env.networks.modes import evaluation_mode
 from haq_env.policy import ACTIVATION, WEIGHT, Bits, as_bits
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from haq_env.errors import unknown_name
+from haq_env.errors import typed_line, unknown_name
 from haq_env.evaluation.capture import CudaGraphs, Recorder
 from haq_env.evaluation.lanes import Lanes
 from haq_env.evaluation.recipe import GRAPHS, Recipe
+from haq_env.evaluation.timing import shortest_time
 from haq_env.policy import MAX_BITS, MIN_BITS, Bits
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
 
 if TYPE_CHECKING:
     from haq_env.evaluation.bench import Bench
-    from haq_env.evaluation.stopping import EarlyStopping
 
 # After a few steps the weights must lie where one by one puts them, up to this part of the way that
 # they went, or twice the distance between two runs of one by one: some kernels add in any order.
@@ -37,7 +36,7 @@ TIMED = 10
 ROUNDS = 2
 
 
-class Together:
+class GraphChoice:
     """The choice between CUDA graphs and one by one, made once.
 
     Graphs serve where they give the answers of one by one and take less time for a single policy;
@@ -50,8 +49,10 @@ class Together:
         graphs: ``"auto"``; ``"on"`` to take them although they are slower; or ``"off"``.
         recipe: the finetuning.
         seed: of the order of training images.
-        reuse: bytes for what policies that begin alike share.
-        stopping: when candidates are given up early.
+
+    Attributes:
+        note: why graphs do not serve, one line; empty where they do, and where nobody would
+            expect them.
 
     Raises:
         InputError: another word, or what evaluating one by one raises.
@@ -63,60 +64,58 @@ class Together:
         graphs: str,
         recipe: Recipe,
         seed: int,
-        reuse: int = 0,
-        stopping: EarlyStopping | None = None,
     ) -> None:
         if graphs not in GRAPHS:
             raise unknown_name("graphs", graphs, GRAPHS)
         self._lanes: Lanes | None = None
-        self._note = ""
+        self.note = ""
         recorder = None if graphs == "off" else recorder_for(bench.device)
-        if recorder is not None:
-            reason = _obstacle(bench, recipe, reuse, stopping)
-            found = reason or _choose(bench, recipe, seed, recorder, forced=graphs == "on")
+        if recorder is None:
+            reason = f"the device is {bench.device.type!r}" if graphs == "on" else ""
         else:
-            found = f"the device is {bench.device.type!r}" if graphs == "on" else ""
-        if not isinstance(found, str):
-            self._lanes = found
-        elif found:
-            self._note = f"no CUDA graphs: {found}"
+            reason = _obstacle(bench, recipe)
+            if not reason:
+                self._lanes, reason = _try(bench, recipe, seed, recorder, forced=graphs == "on")
+        if reason:
+            self.note = f"no CUDA graphs: {reason}"
             if graphs == "on":
-                warnings.warn(self._note, RuntimeWarning, stacklevel=2)
+                warnings.warn(self.note, RuntimeWarning, stacklevel=2)
 
     @property
     def most(self) -> int:
         """How many policies are measured side by side; 0 where graphs do not serve."""
         return 0 if self._lanes is None else self._lanes.most
 
-    def measure(self, policies: Sequence[Bits]) -> list[float] | str:
+    def measure(self, policies: Sequence[Bits]) -> list[float] | None:
         """Measure policies side by side.
 
         Args:
             policies: not more than `most`, each int64 [L, 2].
 
         Returns:
-            Top-1 on the held-out images, in percent; or why graphs do not serve, a note that is
-            empty where nobody would expect them.
+            Top-1 on the held-out images, in percent; None where graphs do not serve, or no
+            longer do.
         """
         if self._lanes is None:
-            return self._note
+            return None
         try:
             return self._lanes.measure(policies)
         except RuntimeError as error:  # others may have taken the memory meanwhile
-            self._lanes, self._note = None, f"no CUDA graphs: {_told(error)}"
-            return self._note
+            self._lanes, self.note = None, f"no CUDA graphs: {_failure(error)}"
+            return None
 
 
-def _choose(
+def _try(
     bench: Bench, recipe: Recipe, seed: int, recorder: Recorder, forced: bool
-) -> Lanes | str:
-    """Return lanes that have shown what they can, or why they do not serve."""
+) -> tuple[Lanes | None, str]:
+    """Return lanes that have shown what they can, or None and why they do not serve."""
     trial = _Trial(bench, recipe, seed)  # it raises what one by one raises
     try:
         lanes = Lanes(bench.network, bench.images, recipe, seed, recorder)
-        return trial.difference(lanes, recorder) or trial.slowness(lanes, forced) or lanes
+        reason = trial.difference(lanes, recorder) or trial.slowness(lanes, forced)
     except Exception as error:  # whatever a network's own code raises under a capture
-        return _told(error)
+        return None, _failure(error)
+    return (None if reason else lanes), reason
 
 
 class _Trial:
@@ -209,14 +208,13 @@ def trial_policies(network: QuantizedNetwork) -> list[Bits]:
     return [probes[(rows + first) % len(probes), rows] for first in (3, 0)]
 
 
-def _obstacle(bench: Bench, recipe: Recipe, reuse: int, stopping: EarlyStopping | None) -> str:
+def _obstacle(bench: Bench, recipe: Recipe) -> str:
     """Say why there is nothing to try, or nothing."""
-    if stopping is not None:
+    if bench.stopping is not None:
         return "early stopping looks at every chunk of images"
-    if bench.paths.name != "float":
+    if bench.inference.name != "float":
         return "accuracies are measured on integers"
-    shares = reuse and not recipe.steps
-    if shares and not isinstance(bench.prefixes(recipe, stopping, reuse), str):
+    if bench.prefixes(recipe) is not None:
         return "policies that begin alike share more"
     quantizers = {type(layer.slot.quantizer) for layer in bench.network.quantized_layers}
     if quantizers != {LinearQuantizer}:
@@ -239,15 +237,9 @@ def _ratio(above: Tensor, below: Tensor) -> float:
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Return the shortest of some times; what is run ends with an answer on the host."""
-    taken = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    """Return the time of what ends with an answer on the host."""
+    return shortest_time(run, ROUNDS)
 
 
-def _told(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"they fail ({type(error).__name__}{': ' + lines[0][:120] if lines else ''})"
+def _failure(error: Exception) -> str:
+    return f"they fail ({typed_line(error)[:150]})"

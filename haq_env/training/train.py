@@ -1,4 +1,4 @@
-"""Train a float network, to have something to quantize."""
+"""Train a float network in one go: a few epochs on small images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 
 from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
-from haq_env.evaluation.bench import check_fits, find_device
+from haq_env.evaluation.checks import check_fits
+from haq_env.evaluation.device import find_device
 from haq_env.evaluation.finetune import Images, accuracy, finetune
 from haq_env.evaluation.recipe import Recipe
 from haq_env.networks import load_network

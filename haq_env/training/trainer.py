@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from haq_env.data import Dataset
-from haq_env.errors import InputError, unknown_name
-from haq_env.evaluation.augment import AUGMENTATIONS, Augmentation, augment
+from haq_env.errors import InputError, first_line, unknown_name
 from haq_env.evaluation.finetune import Images, accuracy, dropout_seeded, parameter_groups
+from haq_env.training.augment import AUGMENTATIONS, Augmentation, augment
 
 Schedule = Literal["cosine", "one-cycle"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -282,8 +282,7 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     except Exception as error:  # many kinds, and most of them torch's own
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"training steps cannot be compiled here: {line}") from error
+        raise InputError(f"training steps cannot be compiled here: {first_line(error)}") from error
 
 
 def _device_name(device: torch.device) -> str:

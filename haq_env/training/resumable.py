@@ -15,12 +15,12 @@ import torch
 
 from haq_env.data import DATASETS, Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError
-from haq_env.evaluation.training import Epoch, Precision, Trainer, Training
-from haq_env.files import replace_file, writing
+from haq_env.files import replace_file
 from haq_env.networks import NETWORKS, load_network
 from haq_env.networks.checkpoint import read_metadata, save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
 from haq_env.networks.trace import trace
+from haq_env.training.trainer import Epoch, Precision, Trainer, Training
 
 
 class Show(Protocol):
@@ -164,7 +164,7 @@ def train_in_pieces(
         "layer_table": table,
     }
     card = _card(about)
-    _replace(files.card, (json.dumps(card, indent=1) + "\n").encode())
+    replace_file(files.card, json.dumps(card, indent=1) + "\n", folders=True)
     save_checkpoint(out, trainer.result, about, half=half)
     files.state.unlink(missing_ok=True)
     return card
@@ -224,7 +224,7 @@ def _resume(trainer: Trainer, path: Path, settings: dict[str, Any]) -> None:
 def _save(trainer: Trainer, files: Files, settings: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({**trainer.state(), "settings": json.dumps(settings)}, buffer)
-    _replace(files.state, buffer.getvalue())
+    replace_file(files.state, buffer.getvalue(), folders=True)
     _save_curve(trainer, files)
 
 
@@ -236,11 +236,4 @@ def _save_curve(trainer: Trainer, files: Files) -> None:
     for row in trainer.rows:
         values = (getattr(row, name) for name in names)
         writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
-    _replace(files.curve, text.getvalue().encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment there is the old one or the new one."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content)
+    replace_file(files.curve, text.getvalue(), folders=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from haq_env.errors import unknown_name
 from haq_env.evaluation.recipe import INFERENCES
+from haq_env.evaluation.timing import shortest_time
 from haq_env.policy import uniform
 from haq_env.quantization.integer import IntegerNetwork, IntegerProgram, Unsupported
 from haq_env.quantization.network import QuantizedNetwork
@@ -23,7 +21,7 @@ DISTANCE = 0.2
 ROUNDS = 3  # of the trial
 
 
-class Paths:
+class InferenceChoice:
     """The choice between the float and the integer path, made once for a network.
 
     ``"auto"`` takes the path that is faster on the trial batch, ``"int8"`` the integer path
@@ -104,13 +102,7 @@ def _try(network: QuantizedNetwork, program: IntegerProgram, batch: Tensor) -> d
         agreement = float((expected.argmax(dim=1) == found.argmax(dim=1)).float().mean())
         if agreement < AGREEMENT:
             raise Unsupported(f"integer kernels agree in only {agreement:.1%} of the predictions")
-        return {"float": _seconds(network, batch), "int8": _seconds(integers, batch)}
-
-
-def _seconds(network: Callable[[Tensor], Tensor], batch: Tensor) -> float:
-    taken = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        network(batch)
-        taken.append(time.perf_counter() - start)
-    return float(np.min(taken))
+        return {
+            "float": shortest_time(lambda: network(batch), ROUNDS),
+            "int8": shortest_time(lambda: integers(batch), ROUNDS),
+        }

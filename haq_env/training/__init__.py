@@ -1,0 +1,1 @@
+"""Training float networks, to have something to quantize."""
