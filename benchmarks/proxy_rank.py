@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import tyro
 from haq_settings import NETWORKS, ON_DIGITS
+from haq_tables import markdown_table
 from proxy_study import CEILING, FEWEST, Settings, Study
 from result_files import read
 from rich.console import Console
@@ -43,7 +44,6 @@ from haq_env.files import replace_file, writing
 from haq_env.memory import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 from haq_env.report.estimates import Estimate
-from haq_env.report.reproduction_tables import markdown_table
 from haq_env.search.sensitivity import METHODS
 
 GATE = 0.6  # Spearman's rho from which a tier may be the default

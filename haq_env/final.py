@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.policy import Bits
+from haq_env.report.estimates import mean_and_error
 from haq_env.report.tables import Row
 from haq_env.search.history import Trial
 from haq_env.task import Task
@@ -27,10 +26,8 @@ class Final:
     test: tuple[float, ...]
 
     def mean_and_error(self, part: str) -> tuple[float, float]:
-        """Return the mean over seeds and its standard error (0 for one seed)."""
-        values = np.array(getattr(self, part))
-        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-        return float(values.mean()), float(error)
+        """Return the mean over seeds and its standard error (NaN for one seed)."""
+        return mean_and_error(getattr(self, part))
 
     def record(self) -> dict[str, Any]:
         """Return what goes into ``policy.json``."""

@@ -85,6 +85,13 @@ def mean(scores: Scores) -> float:
     return float(np.concatenate(_tasks(scores, 1)).mean())
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error, NaN for a single value."""
+    array = np.asarray(values, dtype=np.float64)
+    error = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else np.nan
+    return float(array.mean()), float(error)
+
+
 def bootstrap_interval(
     scores: Scores,
     statistic: Statistic,
