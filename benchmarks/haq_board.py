@@ -9,7 +9,7 @@ import numpy as np
 from haq_paper import BLOCKS, TableCell
 from haq_results import EIGHT, UNIFORM, Result
 
-from haq_env.report.estimates import mean_and_error
+from haq_env.report.scores import mean_and_error
 
 CHOSEN = "best on held-out"  # of the methods of a cell, by held-out images after finetuning
 

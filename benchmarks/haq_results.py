@@ -15,7 +15,7 @@ from typing import Any
 
 from haq_env.errors import InputError
 from haq_env.files import replace_file, writing
-from haq_env.report.estimates import mean_and_error
+from haq_env.report.scores import mean_and_error
 
 FLOAT, EIGHT, UNIFORM = "float", "8 bits", "uniform"  # methods that search nothing
 

@@ -12,8 +12,8 @@ from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.policy import Bits
-from haq_env.report.estimates import mean_and_error
-from haq_env.report.tables import Row
+from haq_env.report.scores import mean_and_error
+from haq_env.report.tables import NetworkRow
 from haq_env.search.history import Trial
 from haq_env.task import Task
 
@@ -91,14 +91,14 @@ def finish(
     return Final(tuple(r["val"] for r in results), tuple(r["test"] for r in results))
 
 
-def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[Row]:
+def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[NetworkRow]:
     """Build the closing table: the float network, then policies with their costs."""
     evaluator = task.evaluator
     table = []
     if isinstance(evaluator, TrainedEvaluator):
         accuracies = {part: (evaluator.bench.float_accuracy(part), 0.0) for part in ("val", "test")}
-        table.append(Row("float", accuracies, {}))
+        table.append(NetworkRow("float", accuracies, {}))
     for name, (bits, final) in finals.items():
         accuracies = {part: final.mean_and_error(part) for part in ("val", "test")}
-        table.append(Row(name, accuracies, task.all_costs(bits)))
+        table.append(NetworkRow(name, accuracies, task.all_costs(bits)))
     return table
