@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from result_files import write_text
+
 from haq_env.errors import InputError
-from haq_env.files import replace_file, writing
 from haq_env.report.scores import mean_and_error
 
 FLOAT, EIGHT, UNIFORM = "float", "8 bits", "uniform"  # methods that search nothing
@@ -152,9 +153,7 @@ def write_results(results: Iterable[Result], path: Path) -> None:
     writer.writerows(
         to_record(each) for each in sorted(results, key=lambda each: tuple(map(str, each.key)))
     )
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def read_results(path: Path) -> list[Result]:
