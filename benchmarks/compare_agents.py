@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by s
 
 import numpy as np
 import tyro
+from result_files import versions_line, write_text
 from rich.console import Console
 
 from haq_env.agents.methods import RESIDUAL, methods, search_method
@@ -41,7 +42,7 @@ from haq_env.report.comparison_plots import plot_curves, plot_profile
 from haq_env.report.comparison_tables import markdown, table
 from haq_env.report.runs import Reference, Run, read_csv, write_csv
 from haq_env.task import Task
-from haq_env.versions import PACKAGES, versions_line
+from haq_env.versions import PACKAGES
 from haq_env.yardstick import optimum, yardstick
 
 RESULTS = Path(__file__).parent / "results" / "compare"
@@ -162,9 +163,7 @@ def work(job: Job, folder: Path) -> Job:
         "seconds": seconds - sum(trial.seconds for trial in history),
         "trials": [[t.w_bits, t.a_bits, t.accuracy] for t in history],
     }
-    path = job.path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(record) + "\n")
+    write_text(job.path(folder), json.dumps(record) + "\n")
     return job
 
 

@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import tyro
-from result_files import command_line
+from result_files import command_line, write_text
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
@@ -27,7 +27,6 @@ from scipy.stats import binomtest
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.finetune import Images, accuracy
-from haq_env.files import replace_file
 from haq_env.networks import load_network
 from haq_env.networks.bundled import find_trained
 from haq_env.networks.checkpoint import load_checkpoint
@@ -98,8 +97,7 @@ def main(settings: Settings) -> int:
         f"torch {torch.__version__.partition('+')[0]}, numpy {np.__version__}",
         "",
     ]
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(settings.out, "\n".join(lines))
+    write_text(settings.out, "\n".join(lines))
     return 0
 
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from haq_paper import BLOCKS, Block
+from haq_results import EIGHT, FLOAT, UNIFORM, Result, from_record, to_record
 from result_files import read, weights_digest, write
 
 from haq_env.agents.methods import search_method
@@ -26,16 +28,6 @@ from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
-from haq_env.report.reproduction import (
-    BLOCKS,
-    EIGHT,
-    FLOAT,
-    UNIFORM,
-    Block,
-    Result,
-    from_record,
-    to_record,
-)
 from haq_env.task import Task, make_task
 from haq_env.versions import processor
 

@@ -12,7 +12,10 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import tyro
+from haq_board import Board
 from haq_cells import CHOOSING, Protocol
+from haq_paper import BLOCKS, TableCell, ordered_cells, tighter_cells
+from haq_results import UNIFORM, Result
 
 from haq_env.agents.methods import search_method
 from haq_env.data import Dataset, dataset_argument, dataset_name, load_dataset
@@ -21,8 +24,6 @@ from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.device import find_device
 from haq_env.evaluation.fingerprint import ANSWERS
 from haq_env.networks.bundled import find_trained
-from haq_env.report.reproduction import BLOCKS, UNIFORM, Cell, Result, ordered_cells, tighter_cells
-from haq_env.report.reproduction_claims import Board
 from haq_env.search.bayesian import check_installed
 
 RESULTS = Path(__file__).parent / "results" / "reproduce"
@@ -119,14 +120,14 @@ class Settings(OfDataset):
     """Report what has been run."""
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[TableCell]:
         """The cells, the most telling ones first."""
         found = ordered_cells(self.networks, self.blocks)
         if self.tighter:
             found += tighter_cells(self.networks, self.blocks)
         if not self.quick:
             return found
-        first: dict[str, Cell] = {}
+        first: dict[str, TableCell] = {}
         for cell in found:
             first.setdefault(cell.block, cell)
         return list(first.values())[:2]
@@ -228,7 +229,7 @@ def trained(settings: Settings) -> Settings:
     return replace(settings, networks=tuple(found))
 
 
-def shown_cells(settings: Settings, run: Iterable[Cell]) -> list[Cell]:
+def shown_cells(settings: Settings, run: Iterable[TableCell]) -> list[TableCell]:
     """List the cells of a report: all there are, so that what was not run is seen to be missing."""
     if settings.quick:
         return settings.cells

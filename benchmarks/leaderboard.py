@@ -23,6 +23,9 @@ from typing import Annotated, Protocol
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by side, a core each
 
 import tyro
+from leaderboard_report import Report
+from leaderboard_submit import Submit
+from leaderboard_verify import Verify
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from tyro.extras import subcommand_cli_from_dict
@@ -30,7 +33,6 @@ from tyro.extras import subcommand_cli_from_dict
 from haq_env.agents.methods import RESIDUAL, methods
 from haq_env.agents.transferred import TRANSFER, transfer_methods
 from haq_env.errors import InputError, unknown_name
-from haq_env.leaderboard.commands import Report, Submit, Verify
 from haq_env.leaderboard.engines import ENGINES, start_engine
 from haq_env.leaderboard.progress import Bar
 from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, find_track

@@ -31,19 +31,18 @@ import numpy as np
 import torch
 import tyro
 from haq_settings import NETWORKS, ON_DIGITS
+from haq_tables import markdown_table
 from proxy_study import CEILING, FEWEST, Settings, Study
-from result_files import read
+from result_files import read, write_text
 from rich.console import Console
 
 import haq_env
 from haq_env.data import dataset_argument
 from haq_env.errors import InputError, unknown_name
 from haq_env.evaluation.device import find_device
-from haq_env.files import replace_file, writing
 from haq_env.malloc import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 from haq_env.report.estimates import Estimate
-from haq_env.report.reproduction_tables import markdown_table
 from haq_env.search.sensitivity import METHODS
 
 GATE = 0.6  # Spearman's rho from which a tier may be the default
@@ -191,10 +190,8 @@ def report(settings: Settings, studies: list[Study]) -> Path:
             if table.exists():
                 for number, value in enumerate(read(table)["predicted"]):
                     writer.writerow([study.network, number, "", "", method, value, ""])
-    with writing(path):
-        settings.results.mkdir(parents=True, exist_ok=True)
-    replace_file(path.with_suffix(".csv"), numbers.getvalue())
-    replace_file(path, "\n".join(parts))
+    write_text(path.with_suffix(".csv"), numbers.getvalue())
+    write_text(path, "\n".join(parts))
     return path
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import tyro
 from haq_settings import FINALS, Finetuning, OfDataset
+from ranking import Ranking, ranking
 from result_files import keep_settings, read, weights_digest, write
 from rich.console import Console
 from sensitivities import equal_cost
@@ -22,7 +23,6 @@ from haq_env.evaluation.fingerprint import ANSWERS, STEPS
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks.bundled import find_trained
 from haq_env.policy import ACTIVATION, WEIGHT, Bits, to_digits
-from haq_env.report.ranking import Ranking, ranking
 from haq_env.search.sensitivity import METHODS, measure_sensitivity
 from haq_env.space import BitSpace
 from haq_env.task import Task, make_task

@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import tyro
+from haq_board import Board
 from haq_cells import (
     Job,
     Lab,
@@ -36,7 +37,11 @@ from haq_cells import (
     load,
     references,
 )
+from haq_claims import verdicts
+from haq_paper import BLOCKS, TableCell
+from haq_results import UNIFORM, Result, read_results, write_results
 from haq_settings import Settings, checked, heading, images, shown_cells, trained
+from haq_tables import claims_table, gains_table, network_section
 from result_files import keep_settings, weights_digest
 from rich.console import Console
 
@@ -47,16 +52,6 @@ from haq_env.evaluation.fingerprint import STEPS
 from haq_env.files import replace_file
 from haq_env.malloc import keep_freed_memory
 from haq_env.networks.bundled import find_trained
-from haq_env.report.reproduction import (
-    BLOCKS,
-    UNIFORM,
-    Cell,
-    Result,
-    read_results,
-    write_results,
-)
-from haq_env.report.reproduction_claims import Board, verdicts
-from haq_env.report.reproduction_tables import claims_table, gains_table, network_section
 from haq_env.versions import processor
 
 EVERY = 20.0  # seconds between progress lines
@@ -224,7 +219,7 @@ def report(settings: Settings, protocol: Protocol, found: dict[Job, Result]) -> 
     ran = [row for row in rows.values() if row.block]
     others = [row.method for row in ran if row.method != UNIFORM]
     board = Board(rows.values(), tuple(dict.fromkeys((*settings.methods, *others))))
-    cells = shown_cells(settings, [Cell(row.network, row.block, row.budget) for row in ran])
+    cells = shown_cells(settings, [TableCell(row.network, row.block, row.budget) for row in ran])
     parts = [heading(settings, protocol, board, rows.values())]
     parts += ["## Gains\n", gains_table(board, cells)]
     parts += ["## Claims\n", claims_table(verdicts(board, cells))]

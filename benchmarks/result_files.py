@@ -12,6 +12,7 @@ from typing import Any
 from haq_env.data import dataset_argument
 from haq_env.errors import InputError
 from haq_env.files import replace_file, writing
+from haq_env.versions import versions
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -27,9 +28,18 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(path: Path, record: dict[str, Any]) -> None:
     """Write an object as JSON; nobody ever sees half of it."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step, in a folder that is made if it is missing.
+
+    Raises:
+        InputError: it cannot be written; what was there stays.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(record, indent=1) + "\n")
+    replace_file(path, text)
 
 
 def keep_settings(about: dict[str, Any], *paths: Path) -> None:
@@ -78,6 +88,11 @@ def command_line(script: str, settings: Any) -> str:
                 values = tuple(map(dataset_argument, values))
             words.append(shlex.join(map(str, values)))
     return " ".join(words)
+
+
+def versions_line(*packages: str) -> str:
+    """Return `haq_env.versions.versions` as one line of text."""
+    return ", ".join(f"{name} {number}" for name, number in versions(*packages).items())
 
 
 def weights_digest(path: Path) -> str:

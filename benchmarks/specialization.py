@@ -30,6 +30,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from cross_devices import (
+    cross_costs,
+    cross_table,
+    mean_bits,
+    plot_specialization,
+    specialized,
+)
 from result_files import command_line
 from rich.console import Console
 
@@ -45,13 +52,6 @@ from haq_env.layers import LayerTable
 from haq_env.malloc import keep_freed_memory
 from haq_env.networks import load_layers
 from haq_env.policy import MAX_BITS, Bits
-from haq_env.report.specialization import (
-    cross_costs,
-    cross_table,
-    mean_bits,
-    plot_specialization,
-    specialized,
-)
 from haq_env.search import SEARCH
 from haq_env.search.ilp import solve
 from haq_env.space import BitSpace

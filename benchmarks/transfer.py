@@ -25,14 +25,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: sums depend on th
 
 import numpy as np
 import tyro
-from result_files import command_line, keep_settings, weights_digest
+from result_files import command_line, keep_settings, versions_line, weights_digest, write_text
 from rich.console import Console
 from rich.table import Table
 
 from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import FINAL
-from haq_env.files import replace_file, writing
 from haq_env.malloc import keep_freed_memory
 from haq_env.networks.bundled import find_trained
 
@@ -149,7 +148,6 @@ def transferred(settings: Settings) -> bool:
     from haq_env.agents.transfer import Source, apply_agent, decide
     from haq_env.env import make_env
     from haq_env.final import finish
-    from haq_env.versions import versions_line
 
     torch.set_num_threads(1)
     for name in ("sources", "seeds"):
@@ -204,9 +202,7 @@ def transferred(settings: Settings) -> bool:
     )
     of = "" if settings.name == "digits" else f"_{settings.name}"
     path = settings.results / f"transfer{of}.md"
-    with writing(path):
-        settings.results.mkdir(parents=True, exist_ok=True)
-    replace_file(path, f"{head}\n\n```\n{console.export_text()}```\n")
+    write_text(path, f"{head}\n\n```\n{console.export_text()}```\n")
     return failed
 
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.policy import Bits
-from haq_env.report.tables import Row
+from haq_env.report.scores import mean_and_error
+from haq_env.report.tables import NetworkRow
 from haq_env.search.history import Trial
 from haq_env.task import Task
 
@@ -26,10 +25,8 @@ class Final:
     test: tuple[float, ...]
 
     def mean_and_error(self, part: str) -> tuple[float, float]:
-        """Return the mean over seeds and its standard error (0 for one seed)."""
-        values = np.array(getattr(self, part))
-        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-        return float(values.mean()), float(error)
+        """Return the mean over seeds and its standard error (NaN for one seed)."""
+        return mean_and_error(getattr(self, part))
 
     def record(self) -> dict[str, Any]:
         """Return what goes into ``policy.json``."""
@@ -91,14 +88,14 @@ def finish(
     return Final(tuple(r["val"] for r in results), tuple(r["test"] for r in results))
 
 
-def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[Row]:
+def rows(task: Task, finals: Mapping[str, tuple[Bits, Final]]) -> list[NetworkRow]:
     """Build the closing table: the float network, then policies with their costs."""
     table = []
     if task.is_trained:
         bench = task.trained().bench
         accuracies = {part: (bench.float_accuracy(part), 0.0) for part in ("val", "test")}
-        table.append(Row("float", accuracies, {}))
+        table.append(NetworkRow("float", accuracies, {}))
     for name, (bits, final) in finals.items():
         accuracies = {part: final.mean_and_error(part) for part in ("val", "test")}
-        table.append(Row(name, accuracies, task.all_costs(bits)))
+        table.append(NetworkRow(name, accuracies, task.all_costs(bits)))
     return table

@@ -24,11 +24,6 @@ def processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def versions_line(*packages: str) -> str:
-    """Return `versions` as one line of text."""
-    return ", ".join(f"{name} {number}" for name, number in versions(*packages).items())
-
-
 def versions(*packages: str) -> dict[str, str]:
     """Return versions by package, and Python's; packages that are not installed are left out.
 

@@ -5,18 +5,14 @@ import pytest
 import scipy.stats
 
 from haq_env.errors import InputError
+from haq_env.report.bootstrap import bootstrap_band, bootstrap_interval
 from haq_env.report.estimates import (
-    bootstrap_band,
-    bootstrap_interval,
     estimate,
-    evaluations_to_reach,
-    iqm,
-    iqm_curve,
-    mean,
     mean_regret,
     performance_profile,
     probability_of_improvement,
 )
+from haq_env.report.scores import evaluations_to_reach, iqm, iqm_curve, mean, mean_and_error
 
 
 @pytest.mark.parametrize(
@@ -33,6 +29,13 @@ from haq_env.report.estimates import (
 def test_the_iqm_leaves_out_whole_runs_at_both_ends(scores, expected):
     assert iqm(scores) == pytest.approx(expected)
     assert iqm(scores) == pytest.approx(scipy.stats.trim_mean(scores, 0.25))
+
+
+def test_one_value_has_a_mean_and_no_error():
+    assert mean_and_error([1.0, 3.0]) == (2.0, pytest.approx(1.0))
+    value, error = mean_and_error([2.5])
+    assert value == 2.5
+    assert np.isnan(error)
 
 
 def test_the_iqm_pools_the_runs_of_all_tasks():

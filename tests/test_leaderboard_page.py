@@ -7,23 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from leaderboard_folders import REPORT, SUBMISSIONS
+from leaderboard_report import Report
 from rich.console import Console
 from verified_runs import TRACKS, made
 
 from haq_env.errors import InputError
 from haq_env.leaderboard.charts import _curves
-from haq_env.leaderboard.commands import REPORT, SUBMISSIONS, Report
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
 from haq_env.leaderboard.protocol import Cell, Step, checkpoints, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.table import markdown
-from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun, load_all
+from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
+from haq_env.leaderboard.verified_file import read_all, read_verified, write_verified
 from haq_env.report.roofline import roofline_points
 from haq_env.report.runs import read_csv, write_csv
 from haq_env.report.tensorboard import TAG, write_tensorboard
 
-ROOT = Path(__file__).parent.parent
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>|`*_["
 
 
@@ -66,9 +67,9 @@ def test_the_table_is_the_same_in_any_order_and_any_process(verified, tmp_path):
     other = made(("sac", "mine"), "other", gain=1.5)
     for each in (verified, other):
         (tmp_path / each.name).mkdir()
-        each.save(tmp_path / each.name / "verified.json")
+        write_verified(each, tmp_path / each.name / "verified.json")
     folders = [tmp_path / "other", tmp_path / "entry"]
-    text = markdown(load_all(folders))
+    text = markdown(read_all(folders))
     assert text == markdown([verified, other]) == markdown([other, verified])
     assert "sac (entry)" in text
     assert "sac (other)" in text
@@ -249,16 +250,16 @@ def test_what_was_measured_chooses_the_policy_of_a_checkpoint():
 
 
 def test_the_published_table_comes_out_of_the_published_numbers(tmp_path):
-    folders = sorted(path.parent for path in (ROOT / SUBMISSIONS).glob("*/verified.json"))
+    folders = sorted(path.parent for path in SUBMISSIONS.glob("*/verified.json"))
     assert folders
     assert Report(tuple(folders), tmp_path).run(Console()) == 0
     made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     names = ("README.md", "index.html", "curves.csv")
     assert {Path(name) for name in names} <= made
-    there = [path for name in names for path in (ROOT / REPORT).rglob(name)]
-    assert {path.relative_to(ROOT / REPORT) for path in there} == made
+    there = [path for name in names for path in REPORT.rglob(name)]
+    assert {path.relative_to(REPORT) for path in there} == made
     for name in made:
-        assert (tmp_path / name).read_bytes() == (ROOT / REPORT / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (REPORT / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(
@@ -273,12 +274,12 @@ def test_the_published_table_comes_out_of_the_published_numbers(tmp_path):
     ],
 )
 def test_damaged_verified_numbers_are_one_clear_error(verified, tmp_path, change, complaint):
-    verified.save(tmp_path / "verified.json")
+    write_verified(verified, tmp_path / "verified.json")
     document = json.loads((tmp_path / "verified.json").read_text())
     change(document)
     (tmp_path / "verified.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=complaint):
-        Verified.load(tmp_path / "verified.json")
+        read_verified(tmp_path / "verified.json")
 
 
 # -- curves ------------------------------------------------------------------------------------

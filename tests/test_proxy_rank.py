@@ -12,27 +12,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import proxy_rank
+import proxy_study
 import pytest
+from ranking import kendall, ranking, spearman
 from scipy.stats import kendalltau, spearmanr
 
 from haq_env.data import load_dataset
 from haq_env.errors import InputError
 from haq_env.policy import ACTIVATION, WEIGHT
-from haq_env.report.ranking import kendall, ranking, spearman
 from haq_env.task import make_task
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def modules():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import proxy_rank
-        import proxy_study
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return proxy_rank, proxy_study
 
 
 def test_rank_correlations_are_scipys_and_their_intervals_hold_them():
@@ -65,8 +56,7 @@ def test_a_ranking_of_too_few_or_of_no_numbers_is_refused():
         ranking(np.array([1.0, 2.0, 3.0, np.inf]), np.arange(4.0))
 
 
-def test_all_policies_are_permutations_of_one_multiset_and_ends_stay_at_8_bits(modules):
-    _, proxy_study = modules
+def test_all_policies_are_permutations_of_one_multiset_and_ends_stay_at_8_bits():
     space = make_task("mobilenet_v2", evaluator="ptq_bn").space
     policies = proxy_study.permutations(space, 20, 0)
     assert len(np.unique(policies, axis=0)) == 20
@@ -79,8 +69,7 @@ def test_all_policies_are_permutations_of_one_multiset_and_ends_stay_at_8_bits(m
     assert (proxy_study.permutations(space, 20, 0) == policies).all()
 
 
-def test_proxies_and_truth_are_measured_on_different_images_and_neither_on_test_images(modules):
-    _, proxy_study = modules
+def test_proxies_and_truth_are_measured_on_different_images_and_neither_on_test_images():
     whole = load_dataset("digits")
     half = proxy_study.halves(whole)
     joined = np.concatenate([half.val.images, half.test.images])
@@ -110,12 +99,7 @@ def test_a_killed_study_goes_on_and_its_table_is_that_of_its_numbers(tmp_path):
     record = json.loads(first.read_text())
     bits = np.array([[int(w), int(a)] for w, a in zip(*record["bits"], strict=True)])
     whole = load_dataset("digits")
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        from proxy_study import halves
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    task = make_task("mobilenet_v1", halves(whole), evaluator="ptq_bn")
+    task = make_task("mobilenet_v1", proxy_study.halves(whole), evaluator="ptq_bn")
     assert record["proxies"]["ptq_bn"] == task.evaluate(bits).accuracy
 
     with next(tmp_path.rglob("proxy_rank_digits.csv")).open() as file:
@@ -138,7 +122,6 @@ def test_a_killed_study_goes_on_and_its_table_is_that_of_its_numbers(tmp_path):
         ({"networks": ("resnet20",)}, "no trained weights of network 'resnet20'"),
     ],
 )
-def test_what_cannot_be_measured_is_an_error_before_anything_is_spent(modules, wrong, complaint):
-    proxy_rank, proxy_study = modules
+def test_what_cannot_be_measured_is_an_error_before_anything_is_spent(wrong, complaint):
     with pytest.raises(InputError, match=complaint):
         proxy_rank.checked(proxy_study.Settings(**wrong))

@@ -23,7 +23,7 @@ from haq_env.report.plots import plot_bits, plot_search
 from haq_env.report.record import cost_record
 from haq_env.report.render import ansi, rgb_array
 from haq_env.report.roofline import plot_roofline, roofline_points
-from haq_env.report.tables import COMPARED, Row, comparison_table, cost_table
+from haq_env.report.tables import COMPARED, NetworkRow, comparison_table, cost_table
 from haq_env.report.units import Scale
 from haq_env.search.history import History, Trial
 
@@ -353,13 +353,15 @@ def test_names_with_brackets_are_no_markup() -> None:
     assert "a[red]" in text
     assert "[/b]" in text
     assert "[/net]" in text
-    assert "[/x]" in text_of(comparison_table([Row("[/x]")]))
+    assert "[/x]" in text_of(comparison_table([NetworkRow("[/x]")]))
 
 
 def test_a_comparison_has_errors_where_there_are_some_and_dashes_where_nothing_is_known() -> None:
     rows = [
-        Row("float", {"val": (98.1, 0.0)}),
-        Row("found", {"val": (97.0, 0.25), "test": (96.5, 0.125)}, {"latency": 0.5, "size": 2048}),
+        NetworkRow("float", {"val": (98.1, 0.0)}),
+        NetworkRow(
+            "found", {"val": (97.0, 0.25), "test": (96.5, 0.125)}, {"latency": 0.5, "size": 2048}
+        ),
     ]
     lines = text_of(comparison_table(rows)).splitlines()
     cells = [line.split() for line in lines if line.split()[:1] in (["float"], ["found"])]
@@ -372,13 +374,13 @@ def test_a_comparison_has_errors_where_there_are_some_and_dashes_where_nothing_i
 def test_seeds_that_agree_have_no_error_whatever_the_last_digit_of_their_mean() -> None:
     equal = Final((), (100 * 437 / 450,) * 3).mean_and_error("test")
     assert equal[1] > 0  # this is why
-    text = text_of(comparison_table([Row("found", {"test": equal})]))
+    text = text_of(comparison_table([NetworkRow("found", {"test": equal})]))
     assert "97.11" in text
     assert "±" not in text
 
 
 def test_the_cost_that_is_limited_has_a_column_and_one_only() -> None:
-    rows = [Row("found", {}, {"latency": 0.5, "bitops": 2.5e9})]
+    rows = [NetworkRow("found", {}, {"latency": 0.5, "bitops": 2.5e9})]
     text = text_of(comparison_table(rows, (*COMPARED, "bitops")))
     assert "2.500" in text
     assert text_of(comparison_table(rows, (*COMPARED, "latency"))).count("latency") == 1

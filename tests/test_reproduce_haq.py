@@ -10,8 +10,23 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import haq_cells
+import haq_settings
 import numpy as np
 import pytest
+import reproduce_haq
+from haq_board import CHOSEN, Board
+from haq_claims import MET, MISSED, OPEN, verdicts
+from haq_paper import (
+    BLOCKS,
+    PAPER_GAINS,
+    TableCell,
+    ordered_cells,
+    paper_gain,
+    tighter_cells,
+)
+from haq_results import EIGHT, UNIFORM, Result, read_results, write_results
+from haq_tables import claims_table, gains_table, network_section
 from rich.console import Console
 
 from haq_env.agents.methods import search_method
@@ -19,21 +34,6 @@ from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.evaluation.fingerprint import STEPS
 from haq_env.policy import uniform
-from haq_env.report.reproduction import (
-    BLOCKS,
-    EIGHT,
-    PAPER_GAINS,
-    UNIFORM,
-    Cell,
-    Result,
-    ordered_cells,
-    paper_gain,
-    read_results,
-    tighter_cells,
-    write_results,
-)
-from haq_env.report.reproduction_claims import CHOSEN, MET, MISSED, OPEN, Board, verdicts
-from haq_env.report.reproduction_tables import claims_table, gains_table, network_section
 from haq_env.task import make_task
 from haq_env.versions import processor
 from haq_env.yardstick import yardstick
@@ -45,7 +45,7 @@ TINY += ["--methods", "evolution", "haq-ddpg", "--evaluations", "4", "--seeds", 
 TINY += ["--epochs", "0.1"]
 
 
-def row(cell: Cell, method: str, *test: float, cost: float = 4.0, val: float = 60.0) -> Result:
+def row(cell: TableCell, method: str, *test: float, cost: float = 4.0, val: float = 60.0) -> Result:
     block = BLOCKS[cell.block]
     return Result(
         *cell, method, block.quantizer, "abc", "int8", "mine", 1, "8448", "8448", 10, 0.0, 70.0,
@@ -61,8 +61,8 @@ def eight(network: str, quantizer: str, *test: float) -> Result:
     )  # fmt: skip
 
 
-def cells(network: str, block: str) -> list[Cell]:
-    return [Cell(network, block, budget) for budget in BLOCKS[block].budgets]
+def cells(network: str, block: str) -> list[TableCell]:
+    return [TableCell(network, block, budget) for budget in BLOCKS[block].budgets]
 
 
 def states(board: Board, network: str, block: str, method: str) -> dict[str, str]:
@@ -129,7 +129,7 @@ def test_what_was_not_run_decides_nothing_and_is_shown_as_not_run():
 
 
 def test_a_budget_below_the_papers_counts_where_it_was_run_and_is_no_part_of_the_table_elsewhere():
-    tighter = Cell("resnet20", "edge-latency", BLOCKS["edge-latency"].tighter)
+    tighter = TableCell("resnet20", "edge-latency", BLOCKS["edge-latency"].tighter)
     paper = cells("resnet20", "edge-latency")
     ours = {tighter: 59.0, **dict(zip(paper, (63.0, 62.0, 61.0), strict=True))}
     results = [eight("resnet20", "linear", 64.0)]
@@ -167,7 +167,7 @@ def test_only_policies_without_a_loss_against_8_bits_count_as_a_reduction():
 
 
 def test_test_images_choose_no_method():
-    cell = Cell("resnet20", "size", "w2a8")
+    cell = TableCell("resnet20", "size", "w2a8")
     results = [row(cell, UNIFORM, 60.0), row(cell, "evolution", 61.0, val=66.0)]
     results.append(row(cell, "ilp-fit", 69.0, val=65.0))
     gain = Board(results, ["ilp-fit", "evolution"]).gain(cell, CHOSEN)
@@ -176,7 +176,7 @@ def test_test_images_choose_no_method():
 
 
 def test_gains_are_measured_from_the_uniform_policy_of_the_same_processor_and_training_step():
-    tight, other = (Cell("resnet20", f"{name}-latency", "w4a4") for name in ("edge", "cloud"))
+    tight, other = (TableCell("resnet20", f"{name}-latency", "w4a4") for name in ("edge", "cloud"))
     results = [row(tight, UNIFORM, 60.0), row(tight, "ilp-fit", 61.0)]
     results += [replace(row(tight, "evolution", 63.0), steps=2)]
     board = Board(results, ["ilp-fit", "evolution"])
@@ -194,8 +194,7 @@ def test_gains_are_measured_from_the_uniform_policy_of_the_same_processor_and_tr
     assert section.count("| 4.000 |") == 4  # costs are those of this cell, not of the other one
 
 
-def test_what_other_machines_have_searched_is_not_searched_again(modules, tmp_path):
-    _, haq_settings, reproduce_haq = modules
+def test_what_other_machines_have_searched_is_not_searched_again(tmp_path):
     from haq_env.networks.bundled import WEIGHTS
 
     now = reproduce_haq.weights_digest(WEIGHTS / "mobilenet_v1_digits.safetensors")
@@ -214,7 +213,7 @@ def test_what_other_machines_have_searched_is_not_searched_again(modules, tmp_pa
 
 
 def test_errors_are_paired_seed_by_seed():
-    cell = Cell("resnet20", "size", "w2a8")
+    cell = TableCell("resnet20", "size", "w2a8")
     results = [row(cell, UNIFORM, 60.0, 64.0, 62.0), row(cell, "ilp-fit", 61.0, 65.5, 63.5)]
     gain = Board(results, ["ilp-fit"]).gain(cell, "ilp-fit")
     assert gain is not None
@@ -255,22 +254,10 @@ def test_rows_are_written_exactly_and_a_damaged_file_is_named(tmp_path):
 
 def test_a_policy_beyond_its_budget_is_no_result():
     with pytest.raises(InputError, match="costs more than the budget"):
-        row(Cell("resnet20", "size", "w2a8"), "ilp-fit", 60.0, cost=4.1)
+        row(TableCell("resnet20", "size", "w2a8"), "ilp-fit", 60.0, cost=4.1)
 
 
 # -- the benchmark -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def modules():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import haq_cells
-        import haq_settings
-        import reproduce_haq
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return haq_cells, haq_settings, reproduce_haq
 
 
 def command(folder: Path, *argv: str) -> list[str]:
@@ -356,8 +343,7 @@ def test_an_interrupted_search_is_no_finished_one(method):
         search_method(method)(replace(task, evaluator=Interrupted()), 12, 0)
 
 
-def test_published_rows_count_as_run_until_the_weights_are_others(modules, tmp_path):
-    haq_cells, haq_settings, reproduce_haq = modules
+def test_published_rows_count_as_run_until_the_weights_are_others(tmp_path):
     settings = haq_settings.Settings(
         dataset="digits", networks=("mobilenet_v1",), blocks=("size",), methods=("ilp-fit",),
         out=tmp_path / "out", results=tmp_path / "results",
@@ -365,7 +351,7 @@ def test_published_rows_count_as_run_until_the_weights_are_others(modules, tmp_p
     from haq_env.networks.bundled import WEIGHTS
 
     now = haq_cells.weights_digest(WEIGHTS / "mobilenet_v1_digits.safetensors")
-    cell = Cell("mobilenet_v1", "size", "w3a8")
+    cell = TableCell("mobilenet_v1", "size", "w3a8")
     published = [replace(row(cell, UNIFORM, 60.0), weights=now), row(cell, "ilp-fit", 61.0)]
     write_results(published, tmp_path / "results" / "digits.csv")
     assert not reproduce_haq.finished(settings)  # neither of these weights nor of this machine
@@ -376,17 +362,15 @@ def test_published_rows_count_as_run_until_the_weights_are_others(modules, tmp_p
     assert [(job.budget, job.method) for job in found] == [("w3a8", UNIFORM)]
 
 
-def test_integers_and_floats_are_not_held_against_each_other(modules):
+def test_integers_and_floats_are_not_held_against_each_other():
     (first, second, *_) = cells("mobilenet_v1", "size")
     rows = [row(first, UNIFORM, 60.0), row(second, UNIFORM, 60.0)]
-    reproduce_haq = modules[2]
     reproduce_haq.same_arithmetic(rows)
     with pytest.raises(InputError, match=r"measured in float and .* in int8"):
         reproduce_haq.same_arithmetic([rows[0], replace(rows[1], arithmetic="float")])
 
 
-def test_results_of_other_settings_are_not_mixed(modules, tmp_path):
-    _, haq_settings, reproduce_haq = modules
+def test_results_of_other_settings_are_not_mixed(tmp_path):
     settings = haq_settings.Settings(
         dataset="digits", networks=("mobilenet_v1",), out=tmp_path, results=tmp_path / "results"
     )
@@ -409,17 +393,13 @@ def test_results_of_other_settings_are_not_mixed(modules, tmp_path):
         ({"networks": ("resnet20",)}, "no trained weights of network 'resnet20'"),
     ],
 )
-def test_what_cannot_be_run_is_an_error_before_anything_is_spent(modules, wrong, complaint):
-    _, haq_settings, _ = modules
+def test_what_cannot_be_run_is_an_error_before_anything_is_spent(wrong, complaint):
     settings = haq_settings.Settings(**{"dataset": "digits", **wrong})
     with pytest.raises(InputError, match=complaint):
         haq_settings.trained(haq_settings.checked(settings))
 
 
-def test_when_the_time_is_over_nothing_begins_and_the_report_says_what_was_not_run(
-    modules, tmp_path
-):
-    _, haq_settings, reproduce_haq = modules
+def test_when_the_time_is_over_nothing_begins_and_the_report_says_what_was_not_run(tmp_path):
     settings = haq_settings.Settings(
         dataset="digits", networks=("mobilenet_v1",), minutes=0.0, out=tmp_path,
         results=tmp_path / "results",

@@ -9,6 +9,13 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from cross_devices import (
+    cross_costs,
+    cross_table,
+    mean_bits,
+    plot_specialization,
+    specialized,
+)
 from layer_tables import linear, mobilenet_v1
 from rich.console import Console
 
@@ -16,13 +23,6 @@ from haq_env.errors import InputError
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
 from haq_env.policy import uniform
-from haq_env.report.specialization import (
-    cross_costs,
-    cross_table,
-    mean_bits,
-    plot_specialization,
-    specialized,
-)
 
 ROOT = Path(__file__).parent.parent
 

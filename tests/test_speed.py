@@ -8,6 +8,7 @@ from math import isqrt
 from pathlib import Path
 
 import numpy as np
+import plain_haq
 import pytest
 import torch
 
@@ -27,16 +28,6 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def plain_haq():
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import plain_haq as module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
-
-
-@pytest.fixture(scope="module")
 def subject():
     module = load_network("mobilenet_v1", classes=10, image_size=32, width=0.25).eval()
     images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -45,13 +36,13 @@ def subject():
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_plain_threshold_is_the_one_of_our_haq_rule(plain_haq, bits):
+def test_plain_threshold_is_the_one_of_our_haq_rule(bits):
     values = np.random.default_rng(bits).normal(size=20_000).astype(np.float32)
     ours = clip_table(values, signed=True, rule="haq-kl").clip[bits - 1]
     assert plain_haq.threshold(values, bits) == pytest.approx(ours, rel=1e-5)
 
 
-def test_plain_network_computes_what_ours_does_under_haqs_rule(plain_haq, subject):
+def test_plain_network_computes_what_ours_does_under_haqs_rule(subject):
     module, layers, images = subject
     bits = np.random.default_rng(0).integers(2, 9, (len(layers), 2))
     bits[[0, -1]] = 8
@@ -73,7 +64,7 @@ def test_plain_network_computes_what_ours_does_under_haqs_rule(plain_haq, subjec
     assert torch.equal(found.argmax(dim=1), expected.argmax(dim=1))
 
 
-def test_plain_evaluator_measures_eight_bits_like_the_float_network(plain_haq, subject):
+def test_plain_evaluator_measures_eight_bits_like_the_float_network(subject):
     found = find_trained("mobilenet_v1", "digits")
     module = load_network("mobilenet_v1", **dict(found.build))
     load_checkpoint(found.checkpoint, module)

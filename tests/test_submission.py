@@ -13,6 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from leaderboard_folders import SUBMISSIONS
+from leaderboard_report import Report
+from leaderboard_submit import chosen, holes
+from leaderboard_verify import Verify
 from rich.console import Console
 
 from haq_env.data import load_dataset
@@ -22,7 +26,6 @@ from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard import judge
 from haq_env.leaderboard.arithmetic import OTHER, SAME
-from haq_env.leaderboard.commands import SUBMISSIONS, Report, Verify, chosen, holes
 from haq_env.leaderboard.protocol import (
     FRESH_SEEDS,
     TRACKS,
@@ -37,6 +40,7 @@ from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.submission import Manifest, read_submission, write_submission
 from haq_env.leaderboard.verified import Scored, Verified
+from haq_env.leaderboard.verified_file import read_verified, write_verified
 from haq_env.leaderboard.verify import Choice, verify
 from haq_env.policy import from_digits, to_digits
 
@@ -109,8 +113,8 @@ def test_an_honest_submission_is_verified_by_executing_it(submitted, outcomes, c
     bits = from_digits(best.w_bits, best.a_bits)
     recipe = task.evaluator.recipe
     assert best.test[1] == task.evaluator.final(bits, recipe, FRESH_SEEDS[1])["test"]
-    found.save(tmp_path / "verified.json")
-    assert Verified.load(tmp_path / "verified.json") == found
+    write_verified(found, tmp_path / "verified.json")
+    assert read_verified(tmp_path / "verified.json") == found
 
 
 def test_a_second_verification_executes_nothing_and_says_the_same(submitted, choice, monkeypatch):
@@ -384,14 +388,14 @@ def test_the_exit_code_of_verify_is_the_number_of_failures(submitted, choice, tm
     assert done.returncode == 3, done.stderr
     assert done.stdout.count("fine: ") == 2
     assert done.stdout.count("refused: ") == 3
-    assert len(Verified.load(submitted / "verified.json").runs) == 2
-    assert Verified.load(wrong / "verified.json").runs == ()
+    assert len(read_verified(submitted / "verified.json").runs) == 2
+    assert read_verified(wrong / "verified.json").runs == ()
     assert not (broken / "verified.json").exists()
 
 
 def test_numbers_of_another_submission_are_not_taken_for_its_own(submitted, choice, capsys):
     _, found = verify(read_submission(submitted), choice)
-    found.save(submitted / "verified.json")
+    write_verified(found, submitted / "verified.json")
     check = Verify((submitted,), check=True, cache=choice.cache, jobs=1)
     assert check.run(Console()) == 0
     head = (submitted / "manifest.json").read_text()
@@ -454,12 +458,12 @@ def test_verified_numbers_that_were_brought_along_are_not_believed(
     submitted, choice, tmp_path, capsys, how
 ):
     _, found = verify(read_submission(submitted), choice)
-    forge(found, how).save(submitted / "verified.json")
+    write_verified(forge(found, how), submitted / "verified.json")
     assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) == 1
     assert "verify it again" in capsys.readouterr().out
     with pytest.raises(InputError, match="verify it again"):
         Report((submitted,), tmp_path / "report").run(Console())
-    found.save(submitted / "verified.json")
+    write_verified(found, submitted / "verified.json")
     assert Report((submitted,), tmp_path / "report").run(Console()) == 0
 
 
@@ -502,7 +506,7 @@ def test_better_accuracies_that_were_brought_along_do_not_come_out(
     if refused:  # a line of excuse for the same run
         cell = found.runs[0].cell
         forged = replace(forged, refused=(f"refused: {cell}; the published numbers",))
-    forged.save(submitted / "verified.json")
+    write_verified(forged, submitted / "verified.json")
     assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) > 0
     out = capsys.readouterr().out
     assert ("verify it again" if refused else "do not come out again") in out
@@ -539,7 +543,7 @@ def test_a_winner_of_a_checkpoint_that_was_made_up_does_not_come_out(submitted, 
     crowned = replace(second, test=(99.0, 99.0, 99.0))  # nobody has measured that
     forged = with_policy(with_policy(found, best, lost), second, crowned)
     check_published(read_submission(submitted), forged)
-    forged.save(submitted / "verified.json")
+    write_verified(forged, submitted / "verified.json")
     assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) > 0
     assert "do not come out again" in capsys.readouterr().out
 
@@ -552,7 +556,7 @@ def test_a_fine_run_that_is_published_as_refused_is_a_failure(submitted, choice,
     policies = tuple(policy for policy in found.policies if policy in used)
     excuse = (f"refused: {cell}; its accuracy",)
     forged = replace(found, runs=kept, policies=policies, refused=excuse)
-    forged.save(submitted / "verified.json")
+    write_verified(forged, submitted / "verified.json")
     assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) == 1
     assert "it is published as refused, and nothing is wrong with it" in capsys.readouterr().out
 
@@ -578,7 +582,7 @@ def test_numbers_from_another_arithmetic_are_said_to_be_held_against_less(
     submitted, choice, capsys
 ):
     _, found = verify(read_submission(submitted), choice)
-    replace(found, arithmetic="0123456789abcdef").save(submitted / "verified.json")
+    write_verified(replace(found, arithmetic="0123456789abcdef"), submitted / "verified.json")
     assert Verify((submitted,), check=True, cache=choice.cache, jobs=1).run(Console()) == 0
     assert "within 12 points, and scores within 5" in capsys.readouterr().out
 
@@ -588,13 +592,13 @@ def test_what_nobody_has_verified_is_left_out_of_a_report_and_said(
 ):
     with pytest.raises(InputError, match=r"has no verified\.json: verify it first"):
         Report((submitted,), tmp_path / "report").run(Console())
-    verify(read_submission(submitted), choice)[1].save(submitted / "verified.json")
+    write_verified(verify(read_submission(submitted), choice)[1], submitted / "verified.json")
     everything = tmp_path / "submissions"
     shutil.copytree(submitted, everything / submitted.name)
     shutil.copytree(submitted, everything / ".killed.part")  # what a killed `submit` may leave
     shutil.copytree(submitted, everything / "new")
     (everything / "new" / "verified.json").unlink()
-    monkeypatch.setattr("haq_env.leaderboard.commands.SUBMISSIONS", everything)
+    monkeypatch.setattr("leaderboard_folders.SUBMISSIONS", everything)
     assert Report((), tmp_path / "report").run(Console(width=200)) == 0
     out = capsys.readouterr().out
     assert f"left out: {everything / 'new'}, which nobody has verified" in out
@@ -602,7 +606,7 @@ def test_what_nobody_has_verified_is_left_out_of_a_report_and_said(
 
 
 def test_numbers_of_a_submission_that_cannot_be_read_are_in_no_table(submitted, choice, tmp_path):
-    verify(read_submission(submitted), choice)[1].save(submitted / "verified.json")
+    write_verified(verify(read_submission(submitted), choice)[1], submitted / "verified.json")
     (submitted / "manifest.json").write_text("{}")
     assert Verify((submitted,), cache=choice.cache, jobs=1).run(Console()) == 1
     with pytest.raises(InputError, match="the field 'protocol' is missing"):
@@ -711,7 +715,7 @@ def test_zero_is_the_one_uniform_policy_that_no_other_is_wider_than(name):
 
 
 def published() -> list[Path]:
-    return [path.parent for path in sorted((ROOT / SUBMISSIONS).glob("*/verified.json"))]
+    return [path.parent for path in sorted(SUBMISSIONS.glob("*/verified.json"))]
 
 
 def needs_images(folder: Path) -> bool:

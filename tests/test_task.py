@@ -62,9 +62,10 @@ def test_what_an_evaluator_of_ones_own_would_not_heed_is_refused(settings):
 def test_an_evaluator_that_answers_with_a_number_is_told_what_to_return():
     env = QuantizationEnv(make_task(evaluator=Own(answer=50.0)))
     env.reset()
+    for _ in env.task.space.steps[1:]:
+        env.step(np.zeros(1, np.float32))
     with pytest.raises(InputError, match=r"Own\.evaluate must return a haq_env\.Evaluation"):
-        for _ in env.task.space.steps:
-            env.step(np.zeros(1, np.float32))
+        env.step(np.zeros(1, np.float32))
 
 
 def test_what_needs_a_network_says_so_where_there_is_none():
@@ -86,7 +87,7 @@ def test_closing_an_environment_ends_what_its_own_task_has_started():
 
 
 def test_a_prior_of_the_wrong_shape_is_refused_before_anything_is_measured():
-    with pytest.raises(InputError, match="must be .layers, 2, 8."):
+    with pytest.raises(InputError, match=r"must be .layers, 2, 8."):
         ResidualEnv(make_task(), prior=np.ones((3, 2, 8)))
     with pytest.raises(InputError, match="a prior must be a name or numbers"):
         ResidualEnv(make_task(), prior=["fit"])
@@ -99,7 +100,7 @@ def test_policies_are_equal_by_what_they_say_and_tasks_by_identity():
     assert Policy(bits, names) != Policy(bits, ("a", "c"))
     assert Policy(bits, names) != "policy"
     task, other = make_task(), make_task()
-    assert task == task  # noqa: PLR0124  # arrays in it have no truth value
+    assert task == task  # arrays in it have no truth value
     assert task != other
     assert len({task, other, task.costs, task.budget, task.space}) == 5
 

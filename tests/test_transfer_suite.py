@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 
 import pytest
+from leaderboard_report import Report
+from leaderboard_verify import Verify
 from rich.console import Console
 from verified_runs import TRACKS as SEARCHED
 from verified_runs import made
@@ -17,7 +19,6 @@ from haq_env.env import make_env
 from haq_env.errors import InputError
 from haq_env.evaluation.measuring import Measurer
 from haq_env.leaderboard.charts import page_data
-from haq_env.leaderboard.commands import Report, Verify
 from haq_env.leaderboard.page import page
 from haq_env.leaderboard.protocol import SEARCH, TRACKS, TRANSFER, Cell, Track, find_track
 from haq_env.leaderboard.running import find_method, run_cell
@@ -27,6 +28,7 @@ from haq_env.leaderboard.suites import by_suite
 from haq_env.leaderboard.sweep import cells_of
 from haq_env.leaderboard.table import markdown
 from haq_env.leaderboard.verified import Verified
+from haq_env.leaderboard.verified_file import read_verified
 
 EDGE = "digits-bismo-edge-w3a2"
 TRANSFERS = tuple(name for name, track in TRACKS.items() if track.suite == TRANSFER)
@@ -224,7 +226,7 @@ def test_a_submission_with_runs_of_both_suites_is_verified_and_reported(tmp_path
     folder = tmp_path / "entry"
     write_submission(folder, Manifest("A test", ("Ada",)), outcomes)
     assert Verify((folder,), cache=tmp_path / "verify.sqlite", jobs=1).run(Console()) == 0
-    found = Verified.load(folder / "verified.json")
+    found = read_verified(folder / "verified.json")
     (learned,) = (run for run in found.runs if run.cell.method == "transfer-ppo")
     assert learned.charge == FEW
     assert learned.best_after(2).test  # what it decided without a search has a score

@@ -37,9 +37,9 @@ def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
             f"the network cannot be run on images {list(data.input_shape)} of data set "
             f"{data.name!r}: {first_line(error)}"
         ) from error
-    if data.name == "imagenet" and torch.is_tensor(logits) and logits.shape[-1] != data.classes:
+    if not data.shows_all_classes and torch.is_tensor(logits) and logits.shape[-1] != data.classes:
         raise InputError(
-            f"the network has {logits.shape[-1]} outputs, and the ImageNet folder {data.classes} "
+            f"the network has {logits.shape[-1]} outputs, and data set {data.name!r} {data.classes} "
             "classes: labels are places among its folders, so those of all classes must be there."
         )
     if not torch.is_tensor(logits) or logits.ndim != 2 or logits.shape[1] < data.classes:
@@ -79,7 +79,7 @@ def check_weights(subject: Subject, data: Dataset) -> None:
 
     about = read_metadata(subject.checkpoint)
     trained, used = about.get("images", {}), dict(data.about)
-    classes_known = "classes" in trained and "classes" in used and data.name != "imagenet"
+    classes_known = "classes" in trained and "classes" in used and data.shows_all_classes
     if classes_known and trained["classes"] != used["classes"]:
         raise InputError(
             f"{subject.checkpoint} is for the classes {', '.join(trained['classes'])[:80]}, and "

@@ -11,10 +11,11 @@ from haq_env.cost import CostTable
 from haq_env.leaderboard.protocol import checkpoints, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.verified import Scored, VerifiedRun
-from haq_env.report import estimates
-from haq_env.report.estimates import Array
+from haq_env.report.bootstrap import bootstrap_band
+from haq_env.report.estimates import performance_profile
 from haq_env.report.figure import LOOKS, look
 from haq_env.report.roofline import WIDTHS
+from haq_env.report.scores import Array, iqm_curve
 from haq_env.task import Task
 
 REPETITIONS = 300  # of the bootstrap of bands, which are only looked at
@@ -175,8 +176,8 @@ def _curves(standings: Standings, track: str) -> dict[str, Any]:
 
 
 def _line(index: int, x: Sequence[int], tasks: Sequence[Array]) -> dict[str, Any]:
-    low, high = estimates.bootstrap_band(tasks, repetitions=REPETITIONS)
-    middle = estimates.iqm_curve(tasks)
+    low, high = bootstrap_band(tasks, repetitions=REPETITIONS)
+    middle = iqm_curve(tasks)
     return {"index": index, "x": list(x), "y": _short(middle), "low": _short(low)} | {
         "high": _short(high)
     }
@@ -197,7 +198,7 @@ def _profile(standings: Standings) -> dict[str, Any]:
     taus = np.linspace(left, right, 160)
     lines = []
     for index, tasks in scores.items():
-        profile = estimates.performance_profile(tasks, taus, repetitions=REPETITIONS)
+        profile = performance_profile(tasks, taus, repetitions=REPETITIONS)
         values = {"y": profile.share, "low": profile.low, "high": profile.high}
         lines.append(
             {"index": index, "x": _short(taus)} | {k: _short(v) for k, v in values.items()}

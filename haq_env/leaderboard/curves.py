@@ -6,8 +6,8 @@ import numpy as np
 
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.verified import VerifiedRun
-from haq_env.report.estimates import Array
 from haq_env.report.runs import Run
+from haq_env.report.scores import Array
 
 
 def curves(standings: Standings) -> list[Run]:

@@ -13,8 +13,9 @@ from importlib.resources import files
 from typing import Any
 
 from haq_env.leaderboard.charts import page_data
+from haq_env.leaderboard.entries import BASELINE
 from haq_env.leaderboard.protocol import SEARCH, TRANSFER, VERSION, Suite
-from haq_env.leaderboard.standings import BASELINE, Standing, Standings
+from haq_env.leaderboard.standings import Standing, Standings
 from haq_env.leaderboard.suites import way
 from haq_env.leaderboard.table import ABOUT_TRANSFER, hours
 from haq_env.leaderboard.verified import Verified

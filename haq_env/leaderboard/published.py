@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 
 from haq_env.errors import InputError
 from haq_env.leaderboard.arithmetic import EXACT, OTHER, arithmetic
 from haq_env.leaderboard.claims import COST_TOLERANCE, wrong_at_once
-from haq_env.leaderboard.protocol import Cell, find_track
+from haq_env.leaderboard.protocol import Cell, Outcome, find_track
 from haq_env.leaderboard.submission import Submission
-from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
+from haq_env.leaderboard.verified import Key, Scored, Verified, VerifiedRun
 from haq_env.policy import from_digits
 from haq_env.task import Task
 
@@ -27,6 +27,14 @@ def check_published(submission: Submission, published: Verified) -> None:
         InputError: they are of another submission, a run in them is not the submitted one, or a
             cost is wrong.
     """
+    _check_origin(submission, published)
+    _check_runs(submission, published)
+    _check_complete(submission, published)
+    _check_allowed(submission, published)
+
+
+def _check_origin(submission: Submission, published: Verified) -> None:
+    """See that these are the files that were executed, and that the same is said of them."""
     about = submission.manifest
     if published.digests != submission.digests:
         raise InputError("it was made from other files than those beside it: verify them again.")
@@ -36,22 +44,40 @@ def check_published(submission: Submission, published: Verified) -> None:
         told != (about.environment_changed, about.hardware, about.seconds)
     ):
         raise InputError("it names another submission: verify it again.")
+
+
+def _check_runs(submission: Submission, published: Verified) -> None:
+    """See that every run is as it was submitted, and that policies are those of the runs."""
     claimed = {claim.outcome.cell: claim.outcome for claim in submission.claims}
     scored = {policy.key for run in published.runs for policy in run.scored}
     for run in published.runs:
         outcome = claimed.get(run.cell)
-        if (
-            outcome is None
-            or (run.evaluations, run.charge) != (outcome.evaluations, outcome.charge)
-            or (run.repeats, run.seconds) != (outcome.repeats, outcome.seconds)
-            or [(number, each.w_bits, each.a_bits) for number, each in run.steps]
-            != [(step.evaluation, step.w_bits, step.a_bits) for step in outcome.steps]
-            # a score of a policy that no run needs would be compared with nothing
-            or any(bool(each.test) != (each.key in scored) for _, each in run.steps)
-        ):
+        if outcome is None or not _is_claimed(run, outcome) or not _is_scored(run, scored):
             raise InputError(f"{run.cell} is not what was submitted: verify it again.")
     if {*published.policies} != {policy for run in published.runs for _, policy in run.steps}:
         raise InputError("it has policies that no run has: verify it again.")
+
+
+def _is_claimed(run: VerifiedRun, outcome: Outcome) -> bool:
+    """Say whether a run has the policies and the declared numbers of an outcome."""
+    theirs = (run.evaluations, run.charge, run.repeats, run.seconds)
+    declared = (outcome.evaluations, outcome.charge, outcome.repeats, outcome.seconds)
+    policies = [(number, each.w_bits, each.a_bits) for number, each in run.steps]
+    steps = [(step.evaluation, step.w_bits, step.a_bits) for step in outcome.steps]
+    return theirs == declared and policies == steps
+
+
+def _is_scored(run: VerifiedRun, scored: Set[Key]) -> bool:
+    """Say whether exactly those policies of a run have a score that some run needs.
+
+    Another score would be compared with nothing.
+    """
+    return all(bool(policy.test) == (policy.key in scored) for _, policy in run.steps)
+
+
+def _check_complete(submission: Submission, published: Verified) -> None:
+    """See that every submitted run is either there or refused."""
+    claimed = {claim.outcome.cell for claim in submission.claims}
     ran = {run.cell for run in published.runs}
     refused = [
         cell
@@ -59,11 +85,16 @@ def check_published(submission: Submission, published: Verified) -> None:
         for cell in claimed
         if line.startswith(f"refused: {cell};")
     ]
-    each_once = len(ran) + len(refused) == len(claimed) and ran.union(refused) == {*claimed}
+    each_once = len(ran) + len(refused) == len(claimed) and ran.union(refused) == claimed
     if len(refused) != len(published.refused) or not each_once:
         raise InputError("a submitted run is neither in it nor refused, or both: verify it again.")
+
+
+def _check_allowed(submission: Submission, published: Verified) -> None:
+    """See that policies may stand on their tracks, and cost what is said."""
     tracks = sorted({claim.outcome.cell.track for claim in submission.claims})
     tasks = {track: find_track(track).task() for track in tracks}
+    ran = {run.cell for run in published.runs}
     for claim in submission.claims:
         cell = claim.outcome.cell
         if cell in ran and (problems := wrong_at_once(claim, tasks[cell.track])):

@@ -40,7 +40,7 @@ def find_method(name: str, track: Track, cache: Path | None = None) -> Search:
     if source is None:
         raise InputError(
             f"{name} learns on another track first, and {track.name} has none for that: only the "
-            "tracks of --suite transfer have one."
+            "tracks of the suite transfer have one."
         )
     return transfer_method(name, lambda: source.task(cache=cache))
 

@@ -7,23 +7,25 @@ the track. What a submission claims is not looked at: there is nothing here but 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from haq_env.errors import InputError
-from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Cell, Suite, checkpoints, find_track
-from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
-from haq_env.report import estimates
-from haq_env.report.estimates import Array, Estimate
+from haq_env.leaderboard.entries import gather
+from haq_env.leaderboard.protocol import FEWEST_SEEDS, checkpoints
+from haq_env.leaderboard.verified import Scored, Verified
+from haq_env.report.bootstrap import REPETITIONS
+from haq_env.report.estimates import (
+    Estimate,
+    estimate,
+    mean_regret,
+    probability_of_improvement,
+)
+from haq_env.report.scores import Array, evaluations_to_reach, iqm
 
-BASELINE = "random"
-OWN = ("baselines", "transfer", "cifar10", "agents", "more")  # this package's own submissions
-PACKAGE = "haq-env"  # their owner
 LEVELS = (0.5, 0.9)  # scores that runs are expected to reach
 
 
@@ -112,19 +114,14 @@ class Standings:
     def __init__(
         self,
         submissions: Sequence[Verified],
-        repetitions: int = estimates.REPETITIONS,
+        repetitions: int = REPETITIONS,
         seed: int = 0,
     ) -> None:
         self._draw: dict[str, Any] = {"repetitions": repetitions, "seed": seed}
-        _same_arithmetic(submissions)
-        self.entries, self._titles, baselines = _entries(submissions)
-        if not self.entries:
-            raise InputError("there is no verified run.")
-        self._baseline = baselines.get(PACKAGE)
-        if not any(each.name in OWN for each in submissions):  # a report on runs of somebody's own
-            self._baseline = next(iter(baselines.values()), None)
+        gathered = gather(submissions)
+        self.entries, self.suite = gathered.runs, gathered.suite
+        self._titles, self._baseline = gathered.titles, gathered.baseline
         every = [run for runs in self.entries.values() for run in runs]
-        self.suite = _one_suite(every)
         self._seeds: dict[tuple[str, str], set[int]] = {}
         for name, runs in self.entries.items():
             for run in runs:
@@ -196,9 +193,9 @@ class Standings:
         self.main = self._main([counts[name] for name in ranked])
 
         def standing(name: str) -> tuple[float, float, str]:
-            last = estimates.iqm(self.scores(name, counts[name][-1]) or [])
+            last = iqm(self.scores(name, counts[name][-1]) or [])
             at = self.scores(name, self.main)
-            return (math.inf if at is None else -estimates.iqm(at), -last, name)
+            return (math.inf if at is None else -iqm(at), -last, name)
 
         ranked.sort(key=standing)
         others = [name for name in self.entries if not counts[name]]
@@ -239,7 +236,7 @@ class Standings:
         reach = {}
         for level in LEVELS:
             curves = np.stack([np.concatenate(scores[count]) for count in counts], axis=1)
-            firsts = estimates.evaluations_to_reach(curves, level)
+            firsts = evaluations_to_reach(curves, level)
             whens = [math.inf if math.isinf(n) else counts[int(n) - 1] for n in firsts]
             reach[level] = float(np.median(whens))
         return Standing(
@@ -247,8 +244,8 @@ class Standings:
             about.submission,
             about.tracks,
             about.seeds,
-            {count: estimates.estimate(found, **self._draw) for count, found in scores.items()},
-            estimates.mean_regret(last, [1.0] * len(last), **self._draw),
+            {count: estimate(found, **self._draw) for count, found in scores.items()},
+            mean_regret(last, [1.0] * len(last), **self._draw),
             self._over(entry, self._baseline, counts),
             self._over(entry, leader, counts),
             reach,
@@ -262,95 +259,5 @@ class Standings:
         for count in reversed(counts):
             ours, theirs = self.scores(entry, count), self.scores(other, count)
             if ours is not None and theirs is not None:
-                return estimates.probability_of_improvement(ours, theirs, **self._draw)
+                return probability_of_improvement(ours, theirs, **self._draw)
         return None
-
-
-def _one_suite(runs: Sequence[VerifiedRun]) -> Suite:
-    first, *others = dict.fromkeys(find_track(run.cell.track).suite for run in runs)
-    if others:
-        raise InputError(
-            f"runs of the suites {first} and {others[0]} do not rank together: take them apart."
-        )
-    return first
-
-
-def _same_arithmetic(submissions: Sequence[Verified]) -> None:
-    for one, other in itertools.pairwise(submissions):
-        if one.arithmetic != other.arithmetic:
-            raise InputError(
-                f"{one.name} and {other.name} were verified on machines whose sums have other last "
-                "digits, so that their numbers do not compare: verify all of them on one machine."
-            )
-
-
-def _policies(submissions: Sequence[Verified]) -> dict[tuple[str, str, str], Scored]:
-    """Give every policy one score, whoever has found it.
-
-    What was verified with one arithmetic agrees to the last digit; test accuracies may be missing
-    where no run of a submission needs them.
-
-    Raises:
-        InputError: two submissions have other numbers for one policy.
-    """
-    known: dict[tuple[str, str, str], Scored] = {}
-    source: dict[tuple[str, str, str], str] = {}
-    for each in sorted(submissions, key=lambda each: each.name):
-        for policy in (policy for run in each.runs for _, policy in run.steps):
-            first = known.setdefault(_key(policy), policy)
-            name = source.setdefault(_key(policy), each.name)
-            tests = first.test or policy.test, policy.test or first.test
-            if policy.accuracy != first.accuracy or tests[0] != tests[1]:
-                raise InputError(
-                    f"{name} and {each.name} have other numbers for one policy of {policy.track} "
-                    f"(weights {policy.w_bits}): verify both of them again."
-                )
-            if policy.test and not first.test:
-                known[_key(policy)] = policy
-    return known
-
-
-def _key(policy: Scored) -> tuple[str, str, str]:
-    return policy.track, policy.w_bits, policy.a_bits
-
-
-def _entries(
-    submissions: Sequence[Verified],
-) -> tuple[dict[str, list[VerifiedRun]], dict[str, str], dict[str, str]]:
-    """Gather runs by entry, titles of submissions by entry, and `BASELINE`s by owner.
-
-    This package's submissions have one owner: what they have of one method is one entry.
-    """
-    ordered = sorted(submissions, key=lambda each: each.name)
-    known = _policies(submissions)
-    owners: dict[str, dict[str, None]] = {}
-    for each in ordered:
-        for method in sorted({run.cell.method for run in each.runs}):
-            owners.setdefault(method, {})[_owner(each)] = None
-    entries: dict[str, list[VerifiedRun]] = {}
-    titles: dict[str, dict[str, None]] = {}
-    baselines: dict[str, str] = {}
-    source: dict[tuple[str, Cell], str] = {}
-    for each in ordered:
-        owner = _owner(each)
-        for run in sorted(each.runs, key=lambda run: (run.cell.track, run.cell.seed)):
-            first = source.setdefault((owner, replace(run.cell, evaluations=1)), each.name)
-            if first != each.name:
-                raise InputError(f"{run.cell} is in {first} and in {each.name}: once is enough.")
-            if run.cell.seed not in SEEDS:
-                raise InputError(f"{run.cell} is outside the protocol: it is for tuning.")
-            method = run.cell.method
-            name = method if len(owners[method]) == 1 else f"{method} ({owner})"
-            same = tuple((number, known[_key(policy)]) for number, policy in run.steps)
-            entries.setdefault(name, []).append(replace(run, steps=same))
-            titles.setdefault(name, {})[each.title] = None
-            if method == BASELINE:
-                baselines[owner] = name
-    for runs in entries.values():
-        runs.sort(key=lambda run: (run.cell.track, run.cell.seed))
-    joined = {name: "; ".join(each) for name, each in titles.items()}
-    return dict(sorted(entries.items())), joined, baselines
-
-
-def _owner(submission: Verified) -> str:
-    return PACKAGE if submission.name in OWN else submission.name

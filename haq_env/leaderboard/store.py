@@ -58,7 +58,7 @@ _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
-class Row:
+class StoredRun:
     """What a store says of one run.
 
     Attributes:
@@ -201,14 +201,14 @@ class Store:
             )
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[StoredRun]:
         """Return all runs, in alphabetical order of track and method."""
         query = (
             "SELECT track, method, seed, evaluations, state, attempts, error, outcome "
             "FROM cells ORDER BY track, method, seed, evaluations"
         )
         found = self._do(lambda connection: connection.execute(query).fetchall())
-        return [_row(*row) for row in found]
+        return [_stored_run(*row) for row in found]
 
     def outcomes(self) -> list[Outcome]:
         """Return what came out of the runs that are done, in the order of `rows`."""
@@ -258,8 +258,8 @@ def _set(connection: sqlite3.Connection, cell: Cell, what: str, *values: Any) ->
     connection.execute(f"UPDATE cells SET {what} WHERE {_KEY}", (*values, *astuple(cell)))
 
 
-def _row(*values: Any) -> Row:
+def _stored_run(*values: Any) -> StoredRun:
     *key, state, attempts, error, text = values
     cell = Cell(*key)
     outcome = None if text is None else outcome_from_json(cell, text)
-    return Row(cell, state, attempts, error, outcome)
+    return StoredRun(cell, state, attempts, error, outcome)

@@ -126,7 +126,7 @@ def write_submission(
     taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     ours = {MANIFEST, RUNS, "verified.json"}  # nothing else is deleted
     if taken and not (overwrite and folder.is_dir() and {p.name for p in folder.iterdir()} <= ours):
-        raise InputError(f"{folder} is there already: give another folder, or --overwrite.")
+        raise InputError(f"{folder} is there already: give another folder, or overwrite it.")
     tasks: dict[str, Task] = {}
     lines = []
     for outcome in outcomes:

@@ -6,8 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
+from haq_env.leaderboard.entries import BASELINE
 from haq_env.leaderboard.protocol import FRESH_SEEDS, SEARCH, TRANSFER, VERSION, Suite
-from haq_env.leaderboard.standings import BASELINE, LEVELS, Standings
+from haq_env.leaderboard.standings import LEVELS, Standings
 from haq_env.leaderboard.suites import way
 from haq_env.leaderboard.verified import Verified
 from haq_env.report.comparison_tables import plain

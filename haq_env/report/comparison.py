@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.report import estimates
-from haq_env.report.estimates import Array, Estimate
+from haq_env.report.bootstrap import REPETITIONS
+from haq_env.report.estimates import (
+    Estimate,
+    estimate,
+    mean_regret,
+    probability_of_improvement,
+)
 from haq_env.report.runs import Reference, Run, check_unique
+from haq_env.report.scores import Array, evaluations_to_reach
 
 BASELINES = ("random", "uniform", "evolution")  # what every method is compared with
 COUNTS = (50, 100, 200)  # evaluations after which the best is reported, besides the last
 
 
 @dataclass(frozen=True)
-class Row:
+class MethodSummary:
     """What the runs of one method say; estimates are None for a method that has no such runs.
 
     With one task, scores have its unit. With several they are normalised, 0 for the uniform
@@ -65,7 +71,7 @@ class Row:
     hits: float | None = None
 
 
-class Board:
+class ScaledRuns:
     """All runs on one scale, on which higher is better, and as long as the longest."""
 
     def __init__(
@@ -131,12 +137,14 @@ class Board:
         """Return the median charge."""
         return float(np.median([run.charge for run in self.runs[method]]))
 
-    def row(self, method: str, **found: Any) -> Row:
+    def row(self, method: str, **found: Any) -> MethodSummary:
         """Describe a method by its runs alone, with the estimates that are handed in."""
         own = self.runs.get(method, [])
         counts = [sum(run.task == task.task for run in own) for task in self.tasks]
         ran = sum(count > 0 for count in counts)
-        row = Row(method, self.unit, self.decimals, self.target_name, (ran, len(self.tasks)))
+        row = MethodSummary(
+            method, self.unit, self.decimals, self.target_name, (ran, len(self.tasks))
+        )
         if not own:
             return row
         seconds = [run.seconds for run in own if run.seconds is not None]
@@ -158,9 +166,9 @@ def summary(
     methods: Sequence[str] = (),
     counts: Sequence[int] = COUNTS,
     baselines: Sequence[str] = BASELINES,
-    repetitions: int = estimates.REPETITIONS,
+    repetitions: int = REPETITIONS,
     seed: int = 0,
-) -> list[Row]:
+) -> list[MethodSummary]:
     """Estimate what each method reaches, with 95 % stratified-bootstrap intervals.
 
     Args:
@@ -180,7 +188,7 @@ def summary(
         InputError: no run, one run twice, a task without reference, a best so far that gets
             worse, or, with several tasks, one whose best known score is not above uniform.
     """
-    board = Board(runs, references)
+    board = ScaledRuns(runs, references)
     counts = sorted({count for count in counts if 1 <= count < board.evaluations})
     curves = {name: board.curves(name) for name in board.complete}
     ends = {name: [task[:, -1] for task in tasks] for name, tasks in curves.items()}
@@ -189,10 +197,10 @@ def summary(
     for name, tasks in curves.items():
         at = {}
         for count in (*counts, board.evaluations):
-            found = estimates.estimate([task[:, count - 1] for task in tasks], **draw)
+            found = estimate([task[:, count - 1] for task in tasks], **draw)
             at[count] = found if board.sign > 0 else _negative(found)
         over = {
-            other: estimates.probability_of_improvement(ends[name], ends[other], **draw)
+            other: probability_of_improvement(ends[name], ends[other], **draw)
             if other in ends and other != name
             else None
             for other in baselines
@@ -204,9 +212,9 @@ def summary(
             name,
             best=best,
             at=at,
-            regret=estimates.mean_regret(ends[name], board.targets, **draw),
+            regret=mean_regret(ends[name], board.targets, **draw),
             over=over,
-            beats_uniform=float(np.median(estimates.evaluations_to_reach(pooled, above))),
+            beats_uniform=float(np.median(evaluations_to_reach(pooled, above))),
         )
         rows.append((-board.sign * best.value, name, row))
     ordered = [row for *_, row in sorted(rows, key=lambda each: each[:2])]

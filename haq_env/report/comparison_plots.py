@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.report import estimates
-from haq_env.report.comparison import Board
+from haq_env.report.bootstrap import bootstrap_band
+from haq_env.report.comparison import ScaledRuns
 from haq_env.report.comparison_tables import plain
-from haq_env.report.estimates import Array
+from haq_env.report.estimates import performance_profile
 from haq_env.report.figure import INK, PALE, new_figure, save_figure
 from haq_env.report.runs import Reference, Run
+from haq_env.report.scores import Array, iqm_curve, mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def plot_curves(
     Methods that have not run on all tasks are left out.
 
     Args:
-        runs: of all methods; scores of several tasks are normalised as in `Row`.
+        runs: of all methods; scores of several tasks are normalised as in `MethodSummary`.
         references: what the scores of each task mean.
         path: the file; its suffix says the format.
         repetitions: of the bootstrap.
@@ -55,7 +56,7 @@ def plot_curves(
     """
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    board = Board(runs, references)
+    board = ScaledRuns(runs, references)
     figure = new_figure(9.5, 5.2)
     axes = figure.subplots()
     axes.set_xscale("log")
@@ -64,8 +65,8 @@ def plot_curves(
     ends = {}
     for name, style in _styles(board.complete).items():
         curves = [task[:, grid - 1] for task in board.curves(name)]
-        low, high = estimates.bootstrap_band(curves, repetitions=repetitions, seed=seed)
-        middle = board.sign * estimates.iqm_curve(curves)
+        low, high = bootstrap_band(curves, repetitions=repetitions, seed=seed)
+        middle = board.sign * iqm_curve(curves)
         charge = board.charge(name)
         ends_of_band = (board.sign * low, board.sign * high)
         _draw_band(axes, grid + charge, *ends_of_band, style, len(board.complete), step="post")
@@ -111,7 +112,7 @@ def plot_profile(
         InputError: as in `plot_curves`, a task whose best known score is not above uniform, or
             more evaluations than there are.
     """
-    board = Board(runs, references, normalised=True)
+    board = ScaledRuns(runs, references, normalised=True)
     count = board.evaluations if evaluations is None else evaluations
     if not 1 <= count <= board.evaluations:
         raise InputError(f"evaluations must be 1 to {board.evaluations}, not {count}.")
@@ -127,12 +128,10 @@ def plot_profile(
         # The share only changes at the method's own scores, and falls to zero above the last.
         own = np.unique(np.concatenate(scores[name]))
         taus = np.array([min(left, own[0] - 1), *own, np.nextafter(own[-1], np.inf)])
-        found = estimates.performance_profile(
-            scores[name], taus, repetitions=repetitions, seed=seed
-        )
+        found = performance_profile(scores[name], taus, repetitions=repetitions, seed=seed)
         _draw_band(axes, taus, found.low, found.high, style, len(styles), step="pre")
         (line,) = axes.step(taus, found.share, where="pre", label=name, **style)
-        handles[line] = (-estimates.mean(scores[name]), name)
+        handles[line] = (-mean(scores[name]), name)
     for mark in (0.0, 1.0):
         axes.axvline(mark, color=PALE, linewidth=0.8, zorder=1)
     axes.set_xlim(left, right)
@@ -175,7 +174,7 @@ def _draw_band(
     axes.fill_between(x, low, high, step=step, color=style["color"], alpha=alpha, linewidth=0)
 
 
-def _draw_references(axes: Axes, board: Board) -> None:
+def _draw_references(axes: Axes, board: ScaledRuns) -> None:
     """Draw uniform and the target, labelled where curves leave room: right and left."""
     target = float(np.mean(board.targets))
     for name, merit, side in (

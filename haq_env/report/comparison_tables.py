@@ -11,12 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from haq_env.errors import InputError
-from haq_env.report.comparison import Row
+from haq_env.report.comparison import MethodSummary
 from haq_env.report.estimates import Estimate
 from haq_env.report.units import DASH
 
 
-def table(rows: Sequence[Row]) -> Group:
+def table(rows: Sequence[MethodSummary]) -> Group:
     """Show a `summary` in the terminal, two tables of at most 100 columns."""
     parts: list[Table | Text] = []
     for title, head, body in _sheets(rows):
@@ -39,7 +39,7 @@ def table(rows: Sequence[Row]) -> Group:
     return Group(*parts, Text("\n".join(_notes(rows)), style="dim"))
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[MethodSummary]) -> str:
     """Write a `summary` as Markdown, the same tables as in the terminal."""
     lines = []
     for title, head, body in _sheets(rows):
@@ -52,7 +52,7 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *(f"{note}  " for note in _notes(rows))]).rstrip() + "\n"
 
 
-def _sheets(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
+def _sheets(rows: Sequence[MethodSummary]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Lay a summary out: title, head and cells of two tables."""
     if not rows:
         raise InputError("there is no row to show.")
@@ -97,7 +97,7 @@ def _sheets(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]
     ]
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[MethodSummary]) -> list[str]:
     notes = ["In brackets: 95 % stratified-bootstrap intervals; none where there is one seed."]
     if rows[0].tasks[1] > 1:
         notes.append(f"Normalised: 0 = uniform, 1 = {rows[0].target}; {rows[0].tasks[1]} tasks.")

@@ -23,7 +23,9 @@ Image = NDArray[np.uint8]
 
 
 def ansi(bits: Bits, decided: NDArray[np.bool_], cost: float) -> str:
-    """Write an episode as one line: ``w 8..8  a 8..8  [####      ]  40 % of the budget``.
+    """Write an episode as one line.
+
+    For example ``w 8..8  a 8..8  [########            ] 40 % of the budget``.
 
     Args:
         bits: int64 [L, 2], weight and activation bits.

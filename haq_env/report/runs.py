@@ -13,7 +13,7 @@ import numpy as np
 
 from haq_env.errors import InputError
 from haq_env.files import replace_file
-from haq_env.report.estimates import Array
+from haq_env.report.scores import Array
 
 LONGEST = 1_000_000  # evaluations of one run, so that a damaged number does not fill the memory
 

@@ -176,7 +176,7 @@ def _caption(costs: CostTable, dropped: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class NetworkRow:
     """One network in a comparison.
 
     Attributes:
@@ -191,7 +191,7 @@ class Row:
     costs: Mapping[str, float] = field(default_factory=dict)
 
 
-def comparison_table(rows: Sequence[Row], metrics: Sequence[str] = COMPARED) -> Table:
+def comparison_table(rows: Sequence[NetworkRow], metrics: Sequence[str] = COMPARED) -> Table:
     """Compare networks: accuracy as mean ± standard error, and costs.
 
     Args:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from haq_env.errors import InputError, unknown_name
+from haq_env.errors import InputError
 from haq_env.leaderboard.protocol import Cell, Outcome, Track
-
-ENGINES = ("inprocess", "pool", "ray")
+from haq_env.registry import Registry
 
 
 class Engine(Protocol):
@@ -36,6 +36,25 @@ class Engine(Protocol):
         ...
 
 
+class Start(Protocol):
+    """What starts an engine; it takes no notice of what is not about its kind."""
+
+    def __call__(self, folder: Path, jobs: int, address: str) -> Engine:
+        """Start an engine; arguments and errors are those of `start_engine`."""
+        ...
+
+
+# One line for each engine.
+ENGINES: Mapping[str, Start] = Registry(
+    "engine",
+    {
+        "inprocess": "haq_env.leaderboard.engines.inprocess:start",
+        "pool": "haq_env.leaderboard.engines.pool:start",
+        "ray": "haq_env.leaderboard.engines.cluster:start",
+    },
+)
+
+
 def start_engine(name: str, folder: Path, *, jobs: int = 1, address: str = "auto") -> Engine:
     """Start an engine by its name.
 
@@ -52,16 +71,4 @@ def start_engine(name: str, folder: Path, *, jobs: int = 1, address: str = "auto
     """
     if jobs < 1:
         raise InputError(f"jobs must be 1 or more, not {jobs}.")
-    if name == "inprocess":
-        from haq_env.leaderboard.engines.inprocess import InProcess
-
-        return InProcess(folder)
-    if name == "pool":
-        from haq_env.leaderboard.engines.pool import Pool
-
-        return Pool(folder, jobs)
-    if name == "ray":
-        from haq_env.leaderboard.engines.cluster import RayCluster
-
-        return RayCluster(address)
-    raise unknown_name("engine", name, ENGINES)
+    return ENGINES[name](folder, jobs, address)

@@ -18,6 +18,11 @@ PATIENCE = 15.0  # seconds for a cluster to answer
 WITHOUT_CORES = 60.0  # seconds that a cluster may have no core left
 
 
+def start(folder: Path, jobs: int, address: str) -> RayCluster:
+    """Connect to a cluster, whose machines keep evaluations in folders of their own."""
+    return RayCluster(address)
+
+
 class RayCluster:
     """A running cluster, which may gain and lose machines meanwhile.
 

@@ -16,6 +16,11 @@ from haq_env.processes import prepare_worker
 PATIENCE = 30.0  # seconds for a worker to start before it can be ended
 
 
+def start(folder: Path, jobs: int, address: str) -> Pool:
+    """Start the engine; see `haq_env.leaderboard.engines.start_engine`."""
+    return Pool(folder, jobs)
+
+
 class Pool:
     """Worker processes, each a pool of its own, so that one that dies takes no other run with it.
 

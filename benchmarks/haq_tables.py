@@ -5,17 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from haq_board import CHOSEN, Board
+from haq_claims import ClaimVerdict, in_block
+from haq_paper import BLOCKS, TableCell, paper_gain
+from haq_results import EIGHT, FLOAT, UNIFORM, Result
+
 from haq_env.cost import UNITS
-from haq_env.report.reproduction import (
-    BLOCKS,
-    EIGHT,
-    FLOAT,
-    UNIFORM,
-    Cell,
-    Result,
-    paper_gain,
-)
-from haq_env.report.reproduction_claims import CHOSEN, Board, Verdict, in_block
 from haq_env.report.units import DASH, Scale
 
 NOT_RUN = "not run"
@@ -24,7 +19,7 @@ _NONE = (DASH, DASH)
 ROOM = "8 bits - uniform"  # what there is to gain
 
 
-def gains_table(board: Board, cells: Sequence[Cell]) -> str:
+def gains_table(board: Board, cells: Sequence[TableCell]) -> str:
     """Write a line for each cell: gain of every method over uniform beside the paper's.
 
     Args:
@@ -57,13 +52,13 @@ def gains_table(board: Board, cells: Sequence[Cell]) -> str:
     return markdown_table(head, rows, left=3)
 
 
-def claims_table(verdicts: Sequence[Verdict]) -> str:
+def claims_table(verdicts: Sequence[ClaimVerdict]) -> str:
     """Write a line for each claim: its state for every method, and the numbers of the last one.
 
     Claims about cells none of which was run are counted and not listed.
     """
     methods = list(dict.fromkeys(each.method for each in verdicts))
-    claims: dict[str, dict[str, Verdict]] = {}
+    claims: dict[str, dict[str, ClaimVerdict]] = {}
     for each in verdicts:
         claims.setdefault(each.claim, {})[each.method] = each
     rows, untouched = [], 0
@@ -78,7 +73,7 @@ def claims_table(verdicts: Sequence[Verdict]) -> str:
     return text + (f"\nNot decided, no cell run: {untouched} claims.\n" if untouched else "")
 
 
-def network_section(board: Board, network: str, cells: Sequence[Cell]) -> str:
+def network_section(board: Board, network: str, cells: Sequence[TableCell]) -> str:
     """Write all rows of a network: the references, then every block of its cells."""
     blocks = list(dict.fromkeys(cell.block for cell in cells if cell.network == network))
     lines = [f"## {network}\n"]
@@ -118,7 +113,7 @@ def accuracy(result: Result, part: str) -> str:
     return f"{mean:.2f}" if math.isnan(error) else f"{mean:.2f} ± {error:.2f}"
 
 
-def _block_table(board: Board, cells: Sequence[Cell]) -> str:
+def _block_table(board: Board, cells: Sequence[TableCell]) -> str:
     network, block, _ = cells[0]
     metric = BLOCKS[block].metric
     found = [r for c in cells for m in (UNIFORM, *board.methods) if (r := board.at(c, m))]
@@ -175,7 +170,7 @@ def _block_table(board: Board, cells: Sequence[Cell]) -> str:
     return markdown_table(head, rows, left=3)
 
 
-def _gain(board: Board, cell: Cell, method: str) -> str:
+def _gain(board: Board, cell: TableCell, method: str) -> str:
     gain = board.gain(cell, method)
     if gain is None:
         return NOT_RUN if board.at(cell, method) is None else NOT_PAIRED

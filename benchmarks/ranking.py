@@ -8,7 +8,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from haq_env.errors import InputError
-from haq_env.report.estimates import CONFIDENCE, REPETITIONS, Array, Estimate
+from haq_env.report.bootstrap import CONFIDENCE, REPETITIONS
+from haq_env.report.estimates import Estimate
+from haq_env.report.scores import Array
 
 _ROWS = 64  # at once, so that all pairs of policies fit the memory
 

@@ -1,0 +1,88 @@
+"""``benchmarks/leaderboard.py report``: verified numbers become tables, pages and curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from leaderboard_folders import REPORT, Folders, submissions
+from rich.console import Console
+from tyro.conf import arg
+
+from haq_env.errors import InputError
+from haq_env.files import replace_file, writing
+from haq_env.leaderboard.curves import curves
+from haq_env.leaderboard.page import page
+from haq_env.leaderboard.protocol import SUITES
+from haq_env.leaderboard.published import check_published
+from haq_env.leaderboard.standings import Standings
+from haq_env.leaderboard.submission import read_submission
+from haq_env.leaderboard.suites import by_suite
+from haq_env.leaderboard.table import markdown
+from haq_env.leaderboard.verified import Verified
+from haq_env.leaderboard.verified_file import FILE, read_all, read_verified
+from haq_env.report.runs import write_csv
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make the table, the page and the curves of each suite from verified numbers."""
+
+    folders: Folders = ()
+    out: Path = REPORT
+    """Folder of README.md, index.html and curves.csv; those of the suites transfer and cifar10
+    are in folders of their names."""
+    tensorboard: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Also write the curves for TensorBoard."""
+
+    def run(self, console: Console) -> int:
+        """Write the files."""
+        parts = by_suite(self._verified(console))
+        if not parts:
+            raise InputError("there is no verified run.")
+        for suite in SUITES.values():
+            stale = self.out / suite.folder / "README.md"
+            if suite not in parts and stale.exists():
+                raise InputError(f"{stale} is a table that no verified run is for: remove it.")
+        runs, texts = {}, {}
+        for suite, part in parts.items():
+            standings, folder = Standings(part), self.out / suite.folder
+            others = [other for other in parts if other != suite]
+            runs[folder] = curves(standings)
+            texts[folder / "README.md"] = markdown(part, standings, others)
+            texts[folder / "index.html"] = page(part, standings, others)
+        files = []
+        if self.tensorboard is not None:  # first, because it can be missing
+            from haq_env.report.tensorboard import write_tensorboard
+
+            every = [run for part_runs in runs.values() for run in part_runs]
+            files.append(write_tensorboard(every, self.tensorboard))
+        for folder in runs:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            replace_file(path, text)
+            files.append(path)
+        files += [write_csv(found, folder / "curves.csv") for folder, found in runs.items()]
+        for file in files:
+            console.print(f"Written: {file}", highlight=False, markup=False)
+        return 0
+
+    def _verified(self, console: Console) -> list[Verified]:
+        """Read verified numbers that are of the submissions as they stand."""
+        folders = []
+        for folder in submissions(self.folders):
+            if (folder / FILE).exists():
+                folders.append(folder)
+            elif self.folders:
+                raise InputError(f"{folder} has no {FILE}: verify it first.")
+            else:
+                console.print(f"left out: {folder}, which nobody has verified", highlight=False)
+        found = read_all(folders)
+        for folder in folders:
+            try:
+                check_published(read_submission(folder), read_verified(folder / FILE))
+            except InputError as error:
+                raise InputError(f"{folder}: {error}") from error
+        return found

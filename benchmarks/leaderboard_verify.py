@@ -1,0 +1,138 @@
+"""``benchmarks/leaderboard.py verify``: submissions are executed again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from leaderboard_folders import Folders, submissions
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import arg
+
+from haq_env.data.store import cache_folder
+from haq_env.errors import InputError
+from haq_env.leaderboard.arithmetic import OTHER, arithmetic
+from haq_env.leaderboard.published import check_published
+from haq_env.leaderboard.submission import Submission, read_submission
+from haq_env.leaderboard.verified import Verified
+from haq_env.leaderboard.verified_file import FILE, read_verified, write_verified
+from haq_env.leaderboard.verify import Choice, Verdict, verify
+
+MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
+CACHE = "verify.sqlite"  # in the folder of data
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Execute submissions again; the exit code is the number of runs that are refused."""
+
+    folders: Folders = ()
+    sample: Annotated[int | None, arg(metavar="INT")] = None
+    """Execute so many runs of each submission, drawn at random; writes nothing."""
+    seed: int | None = None
+    """Of the draw; another one each time when not given: who foresees it could forge the rest."""
+    check: bool = False
+    """Write nothing, and compare with the verified numbers that are there."""
+    cache: Path | None = None
+    """What has been executed, so that a killed verification goes on where it was; among the
+    user's own files when not given, since whoever submits may put files into the working tree."""
+    jobs: int = max(1, min(8, os.cpu_count() or 1))
+    """Processes."""
+
+    def run(self, console: Console) -> int:
+        """Print one line for each run, and write verified.json into each folder."""
+        failures, broken = 0, False
+        for folder in submissions(self.folders):
+            try:
+                if self.jobs < 1:
+                    raise InputError(f"jobs must be 1 or more, not {self.jobs}.")
+                failures += self._verify(folder, console)
+            except InputError as error:  # not of the submission: of this machine, or of a flag
+                print(f"error: {folder}: {' '.join(str(error).split())}", file=sys.stderr)
+                broken = True
+        return MOST_FAILURES + 1 if broken else min(failures, MOST_FAILURES)
+
+    @property
+    def _read_only(self) -> bool:
+        return self.check or self.sample is not None
+
+    def _verify(self, folder: Path, console: Console) -> int:
+        """Execute one submission, and return how many of its runs are newly refused."""
+        try:
+            submission, published = self._read(folder)
+        except InputError as error:
+            _say(console, f"refused: {folder}: {error}")
+            return 1
+        verdicts, found = self._execute(submission, published, folder, console)
+        failures = _tell(verdicts, published, folder, console)
+        if not self._read_only:
+            write_verified(found, folder / FILE)
+            _say(console, f"Written: {folder / FILE}")
+        return failures
+
+    def _read(self, folder: Path) -> tuple[Submission, Verified | None]:
+        """Read a submission, and what is published of it where that is only compared."""
+        submission = read_submission(folder)
+        if not (self._read_only and (folder / FILE).exists()):
+            if self.check:
+                raise InputError(f"{folder} has no {FILE} to compare with.")
+            return submission, None
+        published = read_verified(folder / FILE)
+        try:
+            check_published(submission, published)
+        except InputError as error:
+            raise InputError(f"{FILE}: {error}") from error
+        return submission, published
+
+    def _execute(
+        self, submission: Submission, published: Verified | None, folder: Path, console: Console
+    ) -> tuple[list[Verdict], Verified]:
+        """Execute the runs that were asked for, with a bar on a terminal."""
+        seed = secrets.randbelow(2**31) if self.seed is None else self.seed
+        if self.sample is not None:
+            _say(console, f"{folder}: {self.sample} runs, drawn with --seed {seed}")
+        cache = cache_folder() / CACHE if self.cache is None else self.cache
+        choice = Choice(self.sample, seed, cache, self.jobs)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        ) as bar:
+            task = bar.add_task("policies", total=None)
+            return verify(
+                submission,
+                choice,
+                published=published,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+
+def _tell(
+    verdicts: Sequence[Verdict], published: Verified | None, folder: Path, console: Console
+) -> int:
+    """Print a line for each run; return how many are refused that are not published as refused."""
+    fine = None if published is None else {run.cell for run in published.runs}
+    refused = failures = 0
+    for verdict in verdicts:
+        wrong = bool(verdict.reasons)
+        again = bool(verdict.problems) and fine is not None and verdict.cell not in fine
+        _say(console, f"{verdict}{' (as it is published)' if again else ''}")
+        refused += wrong
+        failures += wrong and not again
+    _say(console, f"{folder}: {len(verdicts)} runs executed again, {refused} refused")
+    if published is not None and published.arithmetic != arithmetic():
+        _say(
+            console,
+            f"{FILE} is from another arithmetic: measurements were held against it within "
+            f"{OTHER.single:g} points, and scores within {OTHER.score:g}",
+        )
+    return failures
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
