@@ -28,7 +28,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from tyro.extras import subcommand_cli_from_dict
 
 from haq_env.agents.methods import RESIDUAL, methods
-from haq_env.agents.transferred import TRANSFER, transfer_methods
+from haq_env.agents.transfer_methods import TRANSFER, transfer_methods
 from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.commands import Report, Submit, Verify
 from haq_env.leaderboard.engines import ENGINES, start_engine

@@ -16,15 +16,9 @@ from scipy import stats
 from haq_env.agents import ALGORITHMS
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_agent, save_agent
-from haq_env.agents.haq_ddpg import (
-    FLAG,
-    PREVIOUS,
-    EpisodeBuffer,
-    HaqDDPG,
-    HaqSwitches,
-    HaqView,
-    truncated_normal,
-)
+from haq_env.agents.haq_ddpg import FLAG, HaqDDPG, HaqView, truncated_normal
+from haq_env.agents.haq_replay import PREVIOUS, HaqReplayBuffer
+from haq_env.agents.haq_switches import HaqSwitches
 from haq_env.agents.run import search_with_agent
 from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv, action_to_bits
@@ -396,9 +390,9 @@ def test_the_first_update_follows_the_first_episode_that_is_not_random(inclusive
 # -- HAQ's agent: reward -------------------------------------------------------------------------
 
 
-def buffer_of(slots=10, **switches) -> EpisodeBuffer:
+def buffer_of(slots=10, **switches) -> HaqReplayBuffer:
     env = toy()
-    return EpisodeBuffer(
+    return HaqReplayBuffer(
         slots,
         env.observation_space,
         env.action_space,
@@ -408,7 +402,7 @@ def buffer_of(slots=10, **switches) -> EpisodeBuffer:
     )
 
 
-def play(buffer: EpisodeBuffer, reward: float, policy=((8, 8), (2, 3), (4, 8), (8, 8))) -> None:
+def play(buffer: HaqReplayBuffer, reward: float, policy=((8, 8), (2, 3), (4, 8), (8, 8))) -> None:
     """Store an episode whose actions are its steps' numbers divided by ten."""
     for step in range(STEPS):
         done = step == STEPS - 1

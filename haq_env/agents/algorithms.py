@@ -211,7 +211,7 @@ def make_agent(
 def _by_length(algorithm: Algorithm, steps: int, warmup: int) -> dict[str, Any]:
     """Return the settings that follow from the number of steps in an episode."""
     if algorithm.family == "off":
-        from haq_env.agents.memory import EpisodeMemory
+        from haq_env.agents.replay import EpisodeMemory
 
         return {
             "replay_buffer_class": EpisodeMemory,

@@ -151,7 +151,7 @@ class Search:
         """Return the agent's arguments that were given."""
         if self.algo != "haq-ddpg":
             return {}
-        from haq_env.agents.haq_ddpg import HaqSwitches
+        from haq_env.agents.haq_switches import HaqSwitches
 
         return {"switches": HaqSwitches() if self.haq == "paper" else HaqSwitches.released()}
 
