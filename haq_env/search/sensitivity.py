@@ -215,7 +215,7 @@ def _log_probabilities(context: Context) -> Tensor:
         return torch.cat(logits).log_softmax(dim=1)
 
 
-METHODS = Registry(
+METHODS: Registry[Callable[[Context], Grid]] = Registry(
     "sensitivity",
     {
         "output_kl": "haq_env.search.sensitivity:output_kl",
