@@ -22,7 +22,7 @@ from haq_env.agents.checkpoint import load_policy, load_scales
 from haq_env.agents.run import episode_trial
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
-from haq_env.search.history import History, begin, recorded
+from haq_env.search.history import History, begin
 
 
 @dataclass(frozen=True)
@@ -121,21 +121,25 @@ def apply_agent(
     source.warm_start(agent)
     if log is not None:
         log.unlink(missing_ok=True)
-    with recorded(History(log)):
-        return decide(agent, env)
+    return decide(agent, env, History(log))
 
 
-def decide(agent: BaseAlgorithm, env: QuantizationEnv) -> History:
+def decide(agent: BaseAlgorithm, env: QuantizationEnv, history: History | None = None) -> History:
     """Let an agent play one episode without exploring.
 
     Returns:
+    Args:
+        agent: made with the environment.
+        env: the environment.
+        history: see `haq_env.search.history.begin`.
+
         The uniform policy and the agent's one. Its choice takes no evaluation; the one
         evaluation it is given only tells how good it is.
     """
     world = agent.get_env()
     assert world is not None, "it has been made with one"
     masked = "action_masks" in inspect.signature(agent.predict).parameters  # MaskablePPO
-    history = begin(env.task, 1)
+    history = begin(env.task, 1, history)
     observation: Any = world.reset()
     while True:
         masks: dict[str, Any] = {"action_masks": env.action_masks()} if masked else {}

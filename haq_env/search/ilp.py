@@ -226,21 +226,21 @@ def least_sensitive(task: Task, sensitivity: Grid) -> Bits:
     return solve(sensitivity, grid, task.space.pairs(), budget.for_layers).bits
 
 
-def ilp_kl(task: Task, evaluations: int, seed: int) -> History:
+def ilp_kl(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over the divergence of the output, one side of one layer quantized."""
-    return from_table(task, evaluations, seed, "output_kl", least_sensitive)
+    return from_table(task, evaluations, seed, "output_kl", least_sensitive, history)
 
 
-def ilp_fit(task: Task, evaluations: int, seed: int) -> History:
+def ilp_fit(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over FIT: Fisher information times quantization error."""
-    return from_table(task, evaluations, seed, "fit", least_sensitive)
+    return from_table(task, evaluations, seed, "fit", least_sensitive, history)
 
 
-def ilp_hawq_v2(task: Task, evaluations: int, seed: int) -> History:
+def ilp_hawq_v2(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over HAWQ-V2's perturbation: mean Hessian trace times squared error."""
-    return from_table(task, evaluations, seed, "hawq_v2", least_sensitive)
+    return from_table(task, evaluations, seed, "hawq_v2", least_sensitive, history)
 
 
-def ilp_hawq(task: Task, evaluations: int, seed: int) -> History:
+def ilp_hawq(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over HAWQ's perturbation: top Hessian eigenvalue times squared error."""
-    return from_table(task, evaluations, seed, "hawq", least_sensitive)
+    return from_table(task, evaluations, seed, "hawq", least_sensitive, history)
