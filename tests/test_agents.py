@@ -5,12 +5,12 @@ agent does what the paper says.
 import dataclasses
 import re
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import tyro
 from scipy import stats
 
 from haq_env.agents import ALGORITHMS
@@ -591,8 +591,20 @@ def test_every_switch_is_documented_and_the_released_code_differs_where_it_says(
     }
 
 
-def test_the_script_knows_every_method_and_writes_down_which_haq_it_follows():
-    assert set(get_args(get_type_hints(Search)["algo"])) == {*NAMES, *SEARCH}
+def test_the_command_knows_and_lists_every_method_one_of_ones_own_too(monkeypatch, capsys):
+    monkeypatch.setitem(SEARCH._entries, "mine", "haq_env.search.simple:random")
+    for name in (*NAMES, *SEARCH):
+        Search(algo=name).check()
+    assert Search(algo="mine").is_baseline
+    with pytest.raises(InputError, match=r"unknown --algo 'evolutoin'\. Did you mean 'evolution'"):
+        Search(algo="evolutoin").check()
+    with pytest.raises(SystemExit):
+        tyro.cli(Search, args=["--help"])
+    listed = "".join(capsys.readouterr().out.replace("│", "").split())
+    assert f"{{{','.join((*NAMES, *SEARCH))}}}" in listed
+
+
+def test_the_command_writes_down_which_haq_it_follows():
     paper, released = (Search(algo="haq-ddpg", haq=h) for h in ("paper", "released"))
     assert (paper.record()["haq"], released.record()["haq"]) == ("paper", "released")
     assert paper.agent_settings() == {"switches": HaqSwitches()}
