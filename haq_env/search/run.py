@@ -59,11 +59,10 @@ def search_with_baseline(
         task.remember(trial.bits, trial.accuracy)
     found = RecordedHistory(log, progress, known, anew=not (resume and log.exists()))
     try:
-        if "history" in inspect.signature(search).parameters:
-            search(task, evaluations, seed, history=found)
-        else:
-            returned = search(task, evaluations, seed)
-            for trial in returned:
+        watched = "history" in inspect.signature(search).parameters
+        returned = search(task, evaluations, seed, **({"history": found} if watched else {}))
+        if returned is not found:
+            for trial in returned[len(found) :]:
                 found.add(trial)
             found.charge = returned.charge
     except KeyboardInterrupt:
