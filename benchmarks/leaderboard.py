@@ -31,7 +31,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from tyro.extras import subcommand_cli_from_dict
 
 from haq_env.agents.methods import RESIDUAL, methods
-from haq_env.agents.transferred import TRANSFER, transfer_methods
+from haq_env.agents.transfer_methods import TRANSFER, transfer_methods
 from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.engines import ENGINES, start_engine
 from haq_env.leaderboard.progress import Bar

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from haq_env.agents.methods import search_method
     from haq_env.agents.run import search_with_agent
     from haq_env.cost import CostTable
-    from haq_env.data import Dataset, Split
+    from haq_env.data import Dataset, Split, load_dataset
     from haq_env.env import QuantizationEnv
     from haq_env.errors import InputError
     from haq_env.evaluation import Evaluation, Evaluator, Recipe
+    from haq_env.hardware import Hardware
     from haq_env.layers import Layer, LayerTable
     from haq_env.networks import load_layers, load_network
     from haq_env.policy import Policy
-    from haq_env.quantization.frozen import load_quantized
+    from haq_env.quantization.frozen import load_quantized, save_quantized
     from haq_env.residual import ResidualEnv
     from haq_env.search import SEARCH
     from haq_env.search.history import History, begin, measure
+    from haq_env.search.run import search_with_baseline
     from haq_env.task import Task, make_task
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "Dataset",
     "Evaluation",
     "Evaluator",
+    "Hardware",
     "History",
     "InputError",
     "Layer",
@@ -48,13 +51,16 @@ __all__ = [
     "Task",
     "__version__",
     "begin",
+    "load_dataset",
     "load_layers",
     "load_network",
     "load_quantized",
     "make_task",
     "measure",
+    "save_quantized",
     "search_method",
     "search_with_agent",
+    "search_with_baseline",
 ]
 
 # Where the public names live: they are imported when they are first asked for.
@@ -64,6 +70,7 @@ _HOMES = {
     "Dataset": "data",
     "Evaluation": "evaluation",
     "Evaluator": "evaluation",
+    "Hardware": "hardware",
     "History": "search.history",
     "InputError": "errors",
     "Layer": "layers",
@@ -75,13 +82,16 @@ _HOMES = {
     "Split": "data",
     "Task": "task",
     "begin": "search.history",
+    "load_dataset": "data",
     "load_layers": "networks",
     "load_network": "networks",
     "load_quantized": "quantization.frozen",
     "make_task": "task",
     "measure": "search.history",
+    "save_quantized": "quantization.frozen",
     "search_method": "agents.methods",
     "search_with_agent": "agents.run",
+    "search_with_baseline": "search.run",
 }
 
 # One line for each environment: what differs from the arguments' defaults.

@@ -20,6 +20,20 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(f"cannot write {path}: {error.strerror or error}.") from error
 
 
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder, and those above it, where they are missing, and return its path.
+
+    Raises:
+        InputError: it cannot be made, or is a file.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror or error}.") from error
+    return path
+
+
 def replace_file(
     path: Path,
     content: str | bytes | memoryview,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TypeVar
 
 from haq_env.errors import unknown_name
 
+Thing = TypeVar("Thing")
 
-class Registry(Mapping[str, Any]):
+
+class Registry(Mapping[str, Thing]):
     """A mapping from names to objects that are imported when they are first asked for.
 
     Listing the names therefore costs nothing: no torch, no simulator is imported for it.
@@ -19,27 +21,28 @@ class Registry(Mapping[str, Any]):
         entries: name to ``"module:attribute"``.
 
     Example:
-        >>> shapes = Registry("shape", {"deque": "collections:deque"})
+        >>> shapes: Registry[type] = Registry("shape", {"deque": "collections:deque"})
         >>> shapes["deque"].__name__
         'deque'
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
         self.kind = kind
-        self._entries: dict[str, str | Any] = dict(entries)
+        self._entries: dict[str, str | Thing] = dict(entries)
 
-    def register(self, name: str, thing: Any) -> None:
+    def register(self, name: str, thing: str | Thing) -> None:
         """Add one entry: a ``"module:attribute"`` string or the object itself."""
         self._entries[name] = thing
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Thing:
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         entry = self._entries[name]
-        if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = getattr(importlib.import_module(module), attribute)
-        return entry
+        if not isinstance(entry, str):
+            return entry
+        module, _, attribute = entry.partition(":")
+        thing: Thing = getattr(importlib.import_module(module), attribute)
+        return thing
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

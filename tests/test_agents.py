@@ -5,26 +5,20 @@ agent does what the paper says.
 import dataclasses
 import re
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import tyro
 from scipy import stats
 
 from haq_env.agents import ALGORITHMS
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_agent, save_agent
-from haq_env.agents.haq_ddpg import (
-    FLAG,
-    PREVIOUS,
-    EpisodeBuffer,
-    HaqDDPG,
-    HaqSwitches,
-    HaqView,
-    truncated_normal,
-)
+from haq_env.agents.haq_ddpg import FLAG, HaqDDPG, HaqView, truncated_normal
+from haq_env.agents.haq_replay import PREVIOUS, HaqReplayBuffer
+from haq_env.agents.haq_switches import HaqSwitches
 from haq_env.agents.run import search_with_agent
 from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv, action_to_bits
@@ -396,9 +390,9 @@ def test_the_first_update_follows_the_first_episode_that_is_not_random(inclusive
 # -- HAQ's agent: reward -------------------------------------------------------------------------
 
 
-def buffer_of(slots=10, **switches) -> EpisodeBuffer:
+def buffer_of(slots=10, **switches) -> HaqReplayBuffer:
     env = toy()
-    return EpisodeBuffer(
+    return HaqReplayBuffer(
         slots,
         env.observation_space,
         env.action_space,
@@ -408,7 +402,7 @@ def buffer_of(slots=10, **switches) -> EpisodeBuffer:
     )
 
 
-def play(buffer: EpisodeBuffer, reward: float, policy=((8, 8), (2, 3), (4, 8), (8, 8))) -> None:
+def play(buffer: HaqReplayBuffer, reward: float, policy=((8, 8), (2, 3), (4, 8), (8, 8))) -> None:
     """Store an episode whose actions are its steps' numbers divided by ten."""
     for step in range(STEPS):
         done = step == STEPS - 1
@@ -597,8 +591,20 @@ def test_every_switch_is_documented_and_the_released_code_differs_where_it_says(
     }
 
 
-def test_the_script_knows_every_method_and_writes_down_which_haq_it_follows():
-    assert set(get_args(get_type_hints(Search)["algo"])) == {*NAMES, *SEARCH}
+def test_the_command_knows_and_lists_every_method_one_of_ones_own_too(monkeypatch, capsys):
+    monkeypatch.setitem(SEARCH._entries, "mine", "haq_env.search.simple:random")
+    for name in (*NAMES, *SEARCH):
+        Search(algo=name).check()
+    assert Search(algo="mine").is_baseline
+    with pytest.raises(InputError, match=r"unknown --algo 'evolutoin'\. Did you mean 'evolution'"):
+        Search(algo="evolutoin").check()
+    with pytest.raises(SystemExit):
+        tyro.cli(Search, args=["--help"])
+    listed = "".join(capsys.readouterr().out.replace("│", "").split())
+    assert f"{{{','.join((*NAMES, *SEARCH))}}}" in listed
+
+
+def test_the_command_writes_down_which_haq_it_follows():
     paper, released = (Search(algo="haq-ddpg", haq=h) for h in ("paper", "released"))
     assert (paper.record()["haq"], released.record()["haq"]) == ("paper", "released")
     assert paper.agent_settings() == {"switches": HaqSwitches()}

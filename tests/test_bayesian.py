@@ -10,9 +10,10 @@ import numpy as np
 import optuna
 import pytest
 
+from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
-from haq_env.search import SEARCH
+from haq_env.search import SEARCH, check_needs
 from haq_env.search.bayesian import INITIAL
 from haq_env.task import make_task
 
@@ -113,3 +114,7 @@ def test_without_optuna_one_line_says_what_to_install_before_anything_is_measure
     assert 'pip install optuna (or -e ".[bayes]")' in str(caught.value)
     assert "\n" not in str(caught.value)
     assert task.evaluator.evaluations == 0
+    for found_out in (search_method, check_needs):
+        with pytest.raises(InputError, match="needs Optuna"):
+            found_out("bayesian")
+        found_out("evolution")

@@ -381,7 +381,7 @@ def test_a_network_of_other_classes_than_an_imagenet_folder_is_refused(imagenet)
             return self.head(self.conv(self.stem(images)).mean((2, 3)))
 
     task = make_task(Thousand(), f"imagenet:{imagenet}", evaluator="ptq_bn", budget="w4a4")
-    with pytest.raises(InputError, match=r"the network has 1000 outputs, and the ImageNet folder"):
+    with pytest.raises(InputError, match=r"the network has 1000 outputs, and data set 'imagenet'"):
         _ = task.float_accuracy
 
 

@@ -21,8 +21,7 @@ from haq_env.evaluation.chain import Chain, NotAChain
 from haq_env.evaluation.stopping import EarlyStopping, Score, upper_bound
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.search import SEARCH
-from haq_env.search.evolution import measure_all
-from haq_env.search.history import History
+from haq_env.search.history import History, measure_all
 from haq_env.task import make_task
 
 

@@ -67,44 +67,6 @@ def test_the_solution_is_the_one_of_a_dynamic_program(seed, layers, share):
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
-def test_policies_come_out_in_order_as_the_earlier_ones_are_excluded(seed):
-    value, cost, allowed, limit = instance(seed, 3, 0.3, widths=2)
-    pairs = [np.argwhere(one) + 1 for one in allowed]
-    feasible = [
-        np.array(policy)
-        for policy in itertools.product(*pairs)
-        if total(cost, np.array(policy)) <= limit
-    ]
-    expected = sorted(total(value, policy) for policy in feasible)
-    excluded = []
-    for best in expected:
-        found = solve(value, cost, allowed, limit, excluded=excluded)
-        assert found.objective == pytest.approx(best, rel=1e-9)
-        excluded.append(found.bits)
-    with pytest.raises(InputError, match="all of them are excluded"):
-        solve(value, cost, allowed, limit, excluded=excluded)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6), st.sampled_from([4.0, 6.0, 8.0]))
-def test_the_second_best_of_a_table_of_a_wide_range_is_the_second_best(seed, spread):
-    rng = np.random.default_rng(seed)
-    value, cost = np.exp(rng.normal(0, spread, (3, 8, 8))), rng.random((3, 8, 8))
-    allowed = np.zeros((3, 8, 8), dtype=bool)
-    allowed[:, 1:4, 1:4] = True
-    pairs = [np.argwhere(one) + 1 for one in allowed]
-    policies = [np.array(policy) for policy in itertools.product(*pairs)]
-    limit = float(np.median([total(cost, policy) for policy in policies]))
-    fitting = sorted(total(value, p) for p in policies if total(cost, p) <= limit)
-    best = solve(value, cost, allowed, limit)
-    second = solve(value, cost, allowed, limit, excluded=[best.bits])
-    assert best.objective == pytest.approx(fitting[0], rel=1e-9)
-    assert second.objective == pytest.approx(fitting[1], rel=1e-9)
-    assert total(cost, second.bits) <= limit
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6))
 def test_tied_layers_get_the_best_bits_that_they_can_share(seed):
     value, cost, _, _ = instance(seed, 5)
     allowed = np.zeros((5, 8, 8), dtype=bool)

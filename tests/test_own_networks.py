@@ -32,11 +32,9 @@ from haq_env.processes import abandon
 from haq_env.quantization import QUANTIZERS
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
-from haq_env.search.history import History, begin, recorded
 from haq_env.search.sensitivity import measure_sensitivity
 from haq_env.task import make_task
 from haq_env.training.train import train_float
-from haq_env.yardstick import yardstick
 
 SHORT = Recipe(steps=2, batch_size=16, bn_images=32)
 
@@ -709,15 +707,6 @@ def test_a_quantizer_that_a_file_cannot_describe_costs_the_network_and_not_the_p
         found = finish(task, task.uniform(), SHORT, (0,), path)
     assert len(found.test) == 1
     assert not path.exists()
-
-
-def test_a_search_inside_of_a_search_has_a_history_of_its_own():
-    task = yardstick(0)
-    outer = History()
-    with recorded(outer):
-        assert begin(task, 5) is outer
-        assert begin(task, 5) is not outer
-    assert len(outer) == 1
 
 
 def test_images_need_not_be_square():

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from haq_env.agents.run import search_with_agent
 from haq_env.data import Dataset, Split
+from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.search import SEARCH
-from haq_env.search.evolution import mutate
-from haq_env.search.history import History, Trial, measure
+from haq_env.search.history import History, Trial, begin, measure
+from haq_env.search.mutation import mutate
 from haq_env.search.run import search_with_baseline
 from haq_env.task import make_task
 
@@ -349,6 +351,80 @@ def test_the_best_trial_is_the_first_of_the_highest_accuracy(log):
         history.add(dataclasses.replace(trial, accuracy=accuracy, seconds=float(number)))
     assert history.best is history[1]
     assert history.best_so_far() == [10.0, 99.0, 99.0, 99.0]
+
+
+def plain(task, evaluations, seed):
+    """A method as anybody can write it, which takes no history."""
+    rng = np.random.default_rng(seed)
+    history = begin(task, evaluations)
+    while len(history) < evaluations:
+        measure(task, task.space.random(rng, 1)[0], history)
+    return history
+
+
+def watched(task, evaluations, seed, history=None):
+    """One that measures inside of another search, and can be watched."""
+    history = begin(task, evaluations, history)
+    inner = plain(task, evaluations - 1, seed)
+    for trial in inner[1:]:
+        measure(task, trial.bits, history)
+    return history
+
+
+@pytest.mark.parametrize(("method", "kept"), [(plain, 0), (watched, 1)])
+def test_a_method_of_ones_own_is_written_down(method, kept, tmp_path, monkeypatch):
+    monkeypatch.setitem(SEARCH._entries, "own", method)
+    folder, lengths = tmp_path / "not" / "there", []
+
+    def progress(history):
+        lengths.append(len(history))
+
+    found = search_with_baseline(toy(), "own", 5, 0, folder=str(folder), progress=progress)
+    assert lengths == list(range(1, len(found) + 1))
+    assert policies(History.read(folder / "episodes.csv")) == policies(found)
+    assert policies(found) == policies(method(toy(), 5, 0))
+
+    class Stopped(Additive):
+        def evaluate(self, bits):
+            if self.evaluations == 1:
+                raise KeyboardInterrupt
+            return super().evaluate(bits)
+
+    task = make_task(evaluator=Stopped(), hardware="bismo-edge", budget=0.4)
+    found = search_with_baseline(task, "own", 5, 0, folder=folder)
+    assert found.interrupted
+    assert len(found) == kept
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda task, folder: search_with_baseline(task, "random", 3, 0, folder=folder),
+        lambda task, folder: search_with_agent(QuantizationEnv(task), "ddpg", 3, 0, folder=folder),
+    ],
+    ids=["baseline", "agent"],
+)
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(search, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    task, folder = toy(), tmp_path / "file" / "run"
+    with pytest.raises(InputError, match="cannot make the folder"):
+        search(task, folder=folder)
+    assert task.evaluator.evaluations == 0
+
+
+def test_an_agents_folder_is_made_and_may_be_a_string(tmp_path):
+    folder = tmp_path / "not" / "there"
+    history = search_with_agent(QuantizationEnv(toy()), "ppo", 2, 0, folder=str(folder))
+    assert policies(History.read(folder / "episodes.csv")) == policies(history)
+
+
+def test_a_history_is_indexed_like_a_list(log):
+    _, trials = log
+    history = History()
+    for trial in trials:
+        history.add(trial)
+    assert history[-1] == trials[-1]
+    assert history[1:3] == trials[1:3]
 
 
 def test_a_search_that_is_refused_throws_no_log_away(tmp_path):

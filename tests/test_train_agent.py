@@ -23,7 +23,7 @@ import torch
 import haq_env
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_agent, save_agent
-from haq_env.agents.memory import EpisodeMemory
+from haq_env.agents.replay import EpisodeMemory
 from haq_env.agents.run import search_with_agent
 from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv, make_env

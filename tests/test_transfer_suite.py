@@ -12,7 +12,7 @@ from rich.console import Console
 from verified_runs import TRACKS as SEARCHED
 from verified_runs import made
 
-from haq_env.agents import transferred
+from haq_env.agents import transfer_methods
 from haq_env.agents.run import search_with_agent
 from haq_env.agents.transfer import Source, apply_agent
 from haq_env.env import make_env
@@ -40,7 +40,7 @@ FEW = 3
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch) -> None:
-    monkeypatch.setattr(transferred, "LEARNING", FEW)
+    monkeypatch.setattr(transfer_methods, "LEARNING", FEW)
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,12 @@ class Algorithm:
         noise: explores by noise that is added to its actions.
         actions: the kind of action it can take.
         rollout: episodes between two lessons; an off-policy agent learns after every one.
-        minibatches: parts that a rollout is learned in.
+        minibatches: parts that a rollout is learned in; None if the class knows no parts.
+        normalizes_one: the class divides advantages by their deviation even where a mini-batch
+            has one step, and so none.
+        own_settings: the class takes (env, seed, warmup) and chooses the rest itself: of the
+            fields above, `actions` and `family` alone are for it. The others take
+            Stable-Baselines3's arguments.
     """
 
     path: str
@@ -62,7 +67,9 @@ class Algorithm:
     noise: bool = False
     actions: Literal["continuous", "discrete"] = "continuous"
     rollout: int = 1
-    minibatches: int = 1
+    minibatches: int | None = 1
+    normalizes_one: bool = False
+    own_settings: bool = False
 
 
 _NET = {"net_arch": [128, 128]}
@@ -132,6 +139,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "use_rms_prop": False,
             "policy_kwargs": {**_SMALL, "log_std_init": -0.5, **FUSED_ON},
         },
+        minibatches=None,
     ),
     "maskable-ppo": Algorithm(
         "sb3_contrib.MaskablePPO",
@@ -140,8 +148,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         actions="discrete",
         rollout=4,
         minibatches=4,
+        normalizes_one=True,
     ),
-    "haq-ddpg": Algorithm("haq_env.agents.haq_ddpg.HaqDDPG", "off"),
+    "haq-ddpg": Algorithm("haq_env.agents.haq_ddpg.HaqDDPG", "off", own_settings=True),
 }
 
 
@@ -183,7 +192,7 @@ def make_agent(
             raise InputError(f"{name} has no setting {override!r}.")
     if "learning_starts" in overrides:
         raise InputError(f"learning_starts of {name}: give the episodes of warm-up instead.")
-    if name == "haq-ddpg":
+    if algorithm.own_settings:
         own: BaseAlgorithm = agent_class(env, seed=seed, warmup=warmup, **overrides)
         return own
     settings = _by_length(algorithm, len(env.task.space.steps), warmup) | dict(algorithm.settings)
@@ -211,7 +220,7 @@ def make_agent(
 def _by_length(algorithm: Algorithm, steps: int, warmup: int) -> dict[str, Any]:
     """Return the settings that follow from the number of steps in an episode."""
     if algorithm.family == "off":
-        from haq_env.agents.memory import EpisodeMemory
+        from haq_env.agents.replay import EpisodeMemory
 
         return {
             "replay_buffer_class": EpisodeMemory,
@@ -219,10 +228,10 @@ def _by_length(algorithm: Algorithm, steps: int, warmup: int) -> dict[str, Any]:
             "learning_starts": warmup * steps,
         }
     settings: dict[str, Any] = {"n_steps": algorithm.rollout * steps}
-    if "A2C" not in algorithm.path:  # which takes the whole rollout at once
+    if algorithm.minibatches is not None:
         settings["batch_size"] = max(2, algorithm.rollout * steps // algorithm.minibatches)
-    if "Maskable" in algorithm.path and steps == 1:
-        settings["normalize_advantage"] = False  # it would divide a rest of one by its deviation
+    if algorithm.normalizes_one and steps == 1:  # a rest of the rollout may be one step
+        settings["normalize_advantage"] = False
     return settings
 
 

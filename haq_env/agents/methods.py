@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from haq_env.agents.algorithms import ALGORITHMS
 from haq_env.errors import unknown_name
-from haq_env.search import SEARCH, Search
+from haq_env.search import SEARCH, Search, check_needs
 from haq_env.search.history import Charge, History, begin
 from haq_env.task import Task
 
@@ -63,11 +63,11 @@ def search_method(name: str) -> Search:
     """Return a baseline, or an agent that plays one episode for each evaluation but the first.
 
     Raises:
-        InputError: there is no such method.
+        InputError: there is no such method, or a package that it needs is missing.
     """
     if name in SEARCH:
-        baseline: Search = SEARCH[name]
-        return baseline
+        check_needs(name)
+        return SEARCH[name]
     if name not in methods():
         raise unknown_name("method", name, methods())
 

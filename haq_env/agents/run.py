@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from haq_env.agents.algorithms import WARMUP, make_agent
 from haq_env.agents.checkpoint import load_agent, restore_generators, save_agent
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
-from haq_env.files import replace_file
+from haq_env.files import make_folder, replace_file
 from haq_env.search.history import History, Trial, measure, trial_of
 from haq_env.task import Task
 
@@ -31,7 +32,7 @@ def search_with_agent(
     episodes: int,
     seed: int,
     *,
-    folder: Path | None = None,
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     warmup: int = WARMUP,
     progress: Progress | None = None,
@@ -45,7 +46,8 @@ def search_with_agent(
         algorithm: one of `haq_env.agents.ALGORITHMS`.
         episodes: how many episodes the agent plays in all, earlier ones of a resumed run included.
         seed: of the agent.
-        folder: where ``episodes.csv`` and ``agent.pt`` are kept; None keeps them nowhere.
+        folder: where ``episodes.csv`` and ``agent.pt`` are kept, made where it is missing; None
+            keeps them nowhere.
         resume: go on from the folder's last finished rollout (one episode of an off-policy
             agent, a few of an on-policy one), or begin if it has none; if False, a run that is
             there is thrown away.
@@ -62,15 +64,17 @@ def search_with_agent(
 
     Raises:
         InputError: unknown algorithm or setting, the wrong kind of actions, no episodes or fewer
-            than a resumed run has, a damaged state, a wrapper of one's own.
+            than a resumed run has, a damaged state, a wrapper of one's own, a folder that cannot
+            be made.
     """
     env = _inside(env)
     if episodes < 1:
         raise InputError(f"episodes must be 1 or more, not {episodes}.")
-    log = None if folder is None else folder / "episodes.csv"
-    state = None if folder is None else folder / "agent.pt"
     warmup = min(warmup, max(1, episodes // 3))
     agent = make_agent(algorithm, env, seed, warmup, **(settings or {}))
+    place = None if folder is None else make_folder(folder)
+    log = None if place is None else place / "episodes.csv"
+    state = None if place is None else place / "agent.pt"
     history, done = History(log), 0
     if log is not None and state is not None:
         resume = resume and _can_go_on(log, state)

@@ -17,12 +17,13 @@ from typing import Any
 from gymnasium.spaces import Discrete
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from haq_env import VARIANTS
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_policy, load_scales
 from haq_env.agents.run import episode_trial
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
-from haq_env.search.history import History, begin, recorded
+from haq_env.search.history import History, begin
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Source:
                 f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: give "
                 f"--algo {self.algorithm}."
             )
-        seen, here = _kind(self.env), _kind_of(env)
+        seen, here = _variant(self.env), _variant_of(env)
         if seen != here:
             raise InputError(
                 f"the agent in {self.state.parent} has learned in {self.env}, whose observations "
@@ -121,12 +122,16 @@ def apply_agent(
     source.warm_start(agent)
     if log is not None:
         log.unlink(missing_ok=True)
-    with recorded(History(log)):
-        return decide(agent, env)
+    return decide(agent, env, History(log))
 
 
-def decide(agent: BaseAlgorithm, env: QuantizationEnv) -> History:
+def decide(agent: BaseAlgorithm, env: QuantizationEnv, history: History | None = None) -> History:
     """Let an agent play one episode without exploring.
+
+    Args:
+        agent: made with the environment.
+        env: the environment.
+        history: see `haq_env.search.history.begin`.
 
     Returns:
         The uniform policy and the agent's one. Its choice takes no evaluation; the one
@@ -135,7 +140,7 @@ def decide(agent: BaseAlgorithm, env: QuantizationEnv) -> History:
     world = agent.get_env()
     assert world is not None, "it has been made with one"
     masked = "action_masks" in inspect.signature(agent.predict).parameters  # MaskablePPO
-    history = begin(env.task, 1)
+    history = begin(env.task, 1, history)
     observation: Any = world.reset()
     while True:
         masks: dict[str, Any] = {"action_masks": env.action_masks()} if masked else {}
@@ -146,12 +151,12 @@ def decide(agent: BaseAlgorithm, env: QuantizationEnv) -> History:
             return history
 
 
-def _kind(id: str) -> str:
-    """Return what an id says of observations and actions: "-Discrete", "-Residual" or nothing."""
-    return next((suffix for suffix in ("-Discrete", "-Residual") if suffix in id), "")
+def _variant(id: str) -> str:
+    """Return which of `VARIANTS` an id names; "" where it names none."""
+    return next((suffix for suffix in VARIANTS if suffix and suffix in id), "")
 
 
-def _kind_of(env: QuantizationEnv) -> str:
+def _variant_of(env: QuantizationEnv) -> str:
     from haq_env.residual import ResidualEnv
 
     if isinstance(env, ResidualEnv):

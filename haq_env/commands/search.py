@@ -12,13 +12,19 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import arg
 
+from haq_env.agents import ALGORITHMS
 from haq_env.cost import UNITS
-from haq_env.errors import InputError
+from haq_env.errors import InputError, unknown_name
+from haq_env.search import SEARCH, check_needs
 
 if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
     from haq_env.env import QuantizationEnv
     from haq_env.search.history import History
+
+
+def _methods() -> tuple[str, ...]:
+    return (*ALGORITHMS, *SEARCH)
 
 
 @dataclass(frozen=True)
@@ -35,29 +41,7 @@ class Search:
 
     env: str = "HAQ-BISMO-Edge-v0"
     """Registered environment; `haq-env envs` lists them."""
-    algo: Literal[
-        "ddpg",
-        "td3",
-        "sac",
-        "tqc",
-        "crossq",
-        "dqn",
-        "ppo",
-        "a2c",
-        "maskable-ppo",
-        "haq-ddpg",
-        "uniform",
-        "random",
-        "annealing",
-        "evolution",
-        "bayesian",
-        "greedy",
-        "greedy-sensitivity",
-        "ilp-kl",
-        "ilp-fit",
-        "ilp-hawq-v2",
-        "ilp-hawq",
-    ] = "sac"
+    algo: Annotated[str, arg(metavar="{" + ",".join(_methods()) + "}")] = "sac"
     """Agent (dqn and maskable-ppo: -Discrete environments) or, from uniform on, a baseline."""
     haq: Literal["paper", "released"] = "paper"
     """With haq-ddpg: what to follow where HAQ's paper and its released code differ."""
@@ -103,7 +87,10 @@ class Search:
     """Throw away the run that is in the folder."""
 
     def check(self) -> None:
-        """Refuse numbers that would only fail after the search."""
+        """Refuse an unknown method, and numbers that would only fail after the search."""
+        if self.algo not in _methods():
+            raise unknown_name("--algo", self.algo, _methods())
+        check_needs(self.algo)
         for name in ("episodes", "final_seeds", "shortlist", "threads"):
             if name == "episodes" and self.transfer_from is not None and self.episodes == 0:
                 continue
@@ -117,16 +104,10 @@ class Search:
             raise InputError(f"{self.algo} is a baseline and has no agent: drop --transfer-from.")
         if self.transfer_from is not None and self.transfer_from.resolve() == self.out.resolve():
             raise InputError("--transfer-from and --out are one folder: give --out another.")
-        if self.algo == "bayesian":
-            from haq_env.search.bayesian import check_installed
-
-            check_installed()
 
     @property
     def is_baseline(self) -> bool:
         """Whether the method is a baseline and no agent."""
-        from haq_env.search import SEARCH
-
         return self.algo in SEARCH
 
     def task_settings(self) -> dict[str, Any]:
@@ -151,7 +132,7 @@ class Search:
         """Return the agent's arguments that were given."""
         if self.algo != "haq-ddpg":
             return {}
-        from haq_env.agents.haq_ddpg import HaqSwitches
+        from haq_env.agents.haq_switches import HaqSwitches
 
         return {"switches": HaqSwitches() if self.haq == "paper" else HaqSwitches.released()}
 

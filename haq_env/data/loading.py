@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from haq_env.data.dataset import Dataset
@@ -10,7 +11,7 @@ from haq_env.errors import InputError, unknown_name
 from haq_env.imports import import_address
 from haq_env.registry import Registry
 
-DATASETS = Registry(
+DATASETS: Registry[Callable[..., Dataset]] = Registry(
     "data set",
     {
         "digits": "haq_env.data.handwritten:digits",

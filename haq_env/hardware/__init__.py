@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from haq_env.cost import CostTable
@@ -21,7 +22,7 @@ class Hardware(Protocol):
 
 
 # name -> a callable that takes the model's parameters as keyword arguments and returns a Hardware
-HARDWARE = Registry(
+HARDWARE: Registry[Callable[..., Hardware]] = Registry(
     "hardware",
     {
         "bismo-edge": "haq_env.hardware.bismo:edge",

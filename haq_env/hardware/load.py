@@ -24,7 +24,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 # Models that are no machine yet: a file has to give their parameters.
-MODELS = Registry(
+MODELS: Registry[Callable[..., Hardware]] = Registry(
     "hardware model",
     {
         "bismo": "haq_env.hardware.bismo:Bismo",

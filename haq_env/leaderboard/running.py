@@ -21,15 +21,16 @@ def find_method(name: str, track: Track, cache: Path | None = None) -> Search:
     """Return a method as it runs on a track.
 
     Args:
-        name: one of `haq_env.agents.methods` or `haq_env.agents.transferred`.
+        name: one of `haq_env.agents.methods` or `haq_env.agents.transfer_methods`.
         track: where it is to run.
         cache: evaluation cache for what it learns on the track's source.
 
     Raises:
-        InputError: there is no such method, or it learns before, and the track has no source.
+        InputError: there is no such method, a package that it needs is missing, or it learns
+            before, and the track has no source.
     """
     from haq_env.agents.methods import methods, search_method
-    from haq_env.agents.transferred import TRANSFER, transfer_method, transfer_methods
+    from haq_env.agents.transfer_methods import TRANSFER, transfer_method, transfer_methods
 
     known = (*methods(), *transfer_methods())
     if name not in known:

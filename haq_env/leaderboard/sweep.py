@@ -66,15 +66,12 @@ def cells_of(
 
     Raises:
         InputError: a track or a method is unknown, a method learns before on a track that has no
-            source, or a seed or the number of evaluations is outside the protocol.
+            source or needs a package that is missing, or a seed or the number of evaluations is
+            outside the protocol.
     """
-    from haq_env.search.bayesian import check_installed
-
     lengths = {name: find_track(name).suite.checkpoints[-1] for name in tracks}
     for track, method in itertools.product(tracks, methods):
-        find_method(method, find_track(track))
-    if "bayesian" in methods:
-        check_installed()  # now, and not in every run
+        find_method(method, find_track(track))  # errors come now, and not in every run
     check_seeds(seeds)
     if evaluations is not None:
         if not 1 <= evaluations <= MOST_EVALUATIONS:

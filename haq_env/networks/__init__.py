@@ -5,17 +5,20 @@ Nothing here imports torch before a network is built: `NETWORKS` can be listed f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from haq_env.registry import Registry
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from haq_env.networks.loading import load_layers, load_network
 
 __all__ = ["NETWORKS", "load_layers", "load_network"]
 
 # Every entry is called as entry(classes=, image_size=, width=, in_channels=) -> nn.Module.
-NETWORKS = Registry(
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
     "network",
     {
         "mobilenet_v1": "haq_env.networks.mobilenet:mobilenet_v1",

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import gymnasium as gym
 from rich.box import SIMPLE_HEAD
@@ -20,7 +21,7 @@ _REFERENCE = re.compile(r" \(see `[^`]*`\)|`")
 
 
 def registry_table(
-    registry: Registry, more: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    registry: Registry[Any], more: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 ) -> Table:
     """List names with the first lines of their docstrings.
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from haq_env.search.evolution import mutate
 from haq_env.search.history import History, begin, measure
+from haq_env.search.mutation import mutate
 from haq_env.task import Task
 
 HOTTEST, COLDEST = 2.0, 0.01  # temperatures, in points of accuracy
 
 
-def annealing(task: Task, evaluations: int, seed: int) -> History:
+def annealing(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Walk from the uniform policy; worse steps are taken ever more rarely."""
     rng = np.random.default_rng(seed)
-    history = begin(task, evaluations)
+    history = begin(task, evaluations, history)
     here = history[0]
     for step in range(1, evaluations):
         heat = HOTTEST * (COLDEST / HOTTEST) ** (step / max(1, evaluations - 1))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 INITIAL = 20  # evaluations before the model is asked, a quarter of all if there are few
 
 
-def bayesian(task: Task, evaluations: int, seed: int) -> History:
+def bayesian(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Model which widths the better policies have, and measure what it expects most of.
 
     The uniform policy and random ones come first. The model is told the policies that were
@@ -39,7 +39,7 @@ def bayesian(task: Task, evaluations: int, seed: int) -> History:
     """
     optuna = _optuna()
     rng = np.random.default_rng(seed)
-    history = begin(task, evaluations)
+    history = begin(task, evaluations, history)
     model = _Model(optuna, task, seed)
     model.tell(history[0].bits, history[0].accuracy)
     for _ in range(evaluations - 1):

@@ -11,8 +11,8 @@ from haq_env.budget import ROUNDING
 from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS, Bits
-from haq_env.search.evolution import measure_all, mutate
-from haq_env.search.history import History, Trial, begin, measure
+from haq_env.search.history import History, begin, measure, measure_all
+from haq_env.search.mutation import mutate
 from haq_env.search.sensitivity import from_table
 from haq_env.task import Task
 
@@ -80,9 +80,11 @@ def _differences(costs: Grid, sensitivity: Grid, pair: Bits) -> tuple[Grid, Grid
     return saved, sensitivity - sensitivity[here][:, None, None]
 
 
-def greedy_sensitivity(task: Task, evaluations: int, seed: int) -> History:
+def greedy_sensitivity(
+    task: Task, evaluations: int, seed: int, history: History | None = None
+) -> History:
     """Measure what `step_down` finds for the output divergences, and for variations of them."""
-    return from_table(task, evaluations, seed, "output_kl", _least_ratio)
+    return from_table(task, evaluations, seed, "output_kl", _least_ratio, history)
 
 
 def _least_ratio(task: Task, sensitivity: Grid) -> Bits:
@@ -94,7 +96,7 @@ def _least_ratio(task: Task, sensitivity: Grid) -> Bits:
         return task.project(task.space.lowest)
 
 
-def greedy(task: Task, evaluations: int, seed: int) -> History:
+def greedy(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Step down from the highest bits by measured accuracy, as NetAdapt does.
 
     Yang et al., "NetAdapt", ECCV 2018: in each round every layer proposes the smallest reduction
@@ -105,7 +107,7 @@ def greedy(task: Task, evaluations: int, seed: int) -> History:
     of evaluations. What is left over tries mutations of the best policy.
     """
     rng = np.random.default_rng(seed)
-    history = begin(task, evaluations)
+    history = begin(task, evaluations, history)
     steps = np.array(task.space.steps)
     left = evaluations - 1
     count = min(len(np.unique(steps[:, 0])), max(1, math.isqrt(left)))
@@ -126,8 +128,7 @@ def greedy(task: Task, evaluations: int, seed: int) -> History:
         ]
         here = proposals[worth.index(max(worth))]
     while len(history) < evaluations:
-        best: Trial = history.best
-        measure(task, mutate(task, best.bits, rng), history)
+        measure(task, mutate(task, history.best.bits, rng), history)
     return history
 
 

@@ -1,15 +1,13 @@
-"""What a search has measured so far, as records and as a CSV file."""
+"""What a search has measured so far, as records and as a CSV file, and how it measures more."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -107,7 +105,11 @@ class History(Sequence[Trial]):
     def __iter__(self) -> Iterator[Trial]:
         return iter(self._trials)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> Trial: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Trial]: ...
+    def __getitem__(self, index: int | slice) -> Trial | list[Trial]:
         return self._trials[index]
 
     def check(self, task: Task) -> None:
@@ -204,78 +206,24 @@ def _trial(row: dict[str, str], number: int) -> Trial:
     return Trial(w, a, requested_w, requested_a, accuracy, cost, ratio, seconds, cache_hit)
 
 
-class RecordedHistory(History):
-    """A history that is written down and watched, and that can follow an earlier one.
+def begin(task: Task, evaluations: int, history: History | None = None) -> History:
+    """Start a search of a task: check its length, and measure the uniform policy.
 
     Args:
-        path: CSV file that every new trial is appended to.
-        progress: called after every trial.
-        known: trials of an interrupted run of the same search, which are in the file. The search
-            repeats them, from remembered answers; what comes after them is new.
-        anew: a file that is there is thrown away, once there is a first trial to write.
-    """
+        task: the problem.
+        evaluations: how many the search may spend.
+        history: an empty one to be written into, of whoever called the search; None makes one.
 
-    def __init__(
-        self,
-        path: Path,
-        progress: Callable[[History], None],
-        known: Sequence[Trial] = (),
-        *,
-        anew: bool = False,
-    ) -> None:
-        super().__init__(path)
-        self._progress, self._known, self._anew = progress, known, anew
-
-    def add(self, trial: Trial) -> None:
-        """Append one trial.
-
-        Raises:
-            InputError: it is not the one that the earlier run measured here.
-        """
-        if len(self) < len(self._known):
-            known = self._known[len(self)]
-            if (known.w_bits, known.a_bits) != (trial.w_bits, trial.a_bits):
-                raise InputError(
-                    f"cannot resume {self._path}: evaluation {len(self)} would be another policy "
-                    "now. Was it made by another version, or on another machine?"
-                )
-            self._trials.append(known)
-        else:
-            if self._anew and self._path is not None:
-                self._path.unlink(missing_ok=True)
-                self._anew = False
-            super().add(trial)
-        self._progress(self)
-
-
-_next: ContextVar[History | None] = ContextVar("_next", default=None)
-
-
-@contextmanager
-def recorded(history: History) -> Iterator[None]:
-    """Let the search that is called inside write into this empty history, not one of its own.
-
-    The signature of searches stays the one that everybody can write, and whoever runs one for an
-    hour can see and keep what it measures.
-    """
-    token = _next.set(history)
-    try:
-        yield
-    finally:
-        _next.reset(token)
-
-
-def begin(task: Task, evaluations: int) -> History:
-    """Start a search of a task: check its length, and measure the uniform policy.
+    Returns:
+        The history, with one trial.
 
     Raises:
         InputError: fewer than one evaluation.
     """
     if evaluations < 1:
         raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
-    given = _next.get()
-    _next.set(None)  # a search inside of this one has a history of its own
-    history = History() if given is None else given
+    if history is None:
+        history = History()
     measure(task, task.uniform(), history, project=False)
     return history
 
@@ -295,6 +243,16 @@ def measure(task: Task, requested: Bits, history: History, *, project: bool = Tr
     trial = trial_of(task, bits, requested, result.accuracy, result.seconds, result.cache_hit)
     history.add(trial)
     return trial
+
+
+def measure_all(task: Task, requested: Sequence[Bits], history: History) -> list[Trial]:
+    """Project policies, each [L, 2], evaluate them as one batch, and add each as it comes."""
+    batch = [task.project(bits) for bits in requested]
+    trials = []
+    for bits, wish, result in zip(batch, requested, task.evaluate_each(batch), strict=True):
+        trials.append(trial_of(task, bits, wish, result.accuracy, result.seconds, result.cache_hit))
+        history.add(trials[-1])
+    return trials
 
 
 def trial_of(

@@ -21,15 +21,14 @@ from scipy.sparse import csr_array, vstack
 from haq_env.budget import ROUNDING
 from haq_env.cost import Grid
 from haq_env.errors import InputError
-from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
+from haq_env.policy import MAX_BITS, Bits
 from haq_env.search.history import History
-from haq_env.search.lagrangian import improved, prices
+from haq_env.search.lagrangian import Choice, improved, prices
 from haq_env.search.sensitivity import from_table
 from haq_env.task import Task
 
 _PAIRS = MAX_BITS * MAX_BITS
 _SLACK = 1e3
-_FINE = 1e-2  # share of the size below which an objective is solved for again
 _OBJECTIVE = 1e3  # HiGHS stops at an absolute gap of 1e-6: 1e-9 of an objective of this size
 
 
@@ -58,7 +57,6 @@ def solve(
     allowed: NDArray[np.bool_],
     limit: float,
     ties: Sequence[Sequence[int]] = (),
-    excluded: Sequence[Bits] = (),
 ) -> Solution:
     """Find the policy of least total sensitivity inside the limit, and prove it (HiGHS).
 
@@ -69,7 +67,6 @@ def solve(
         allowed: bool [L, 8, 8].
         limit: the largest total cost, without any constant part.
         ties: groups of layers that must have equal bits, such as the branches of a residual sum.
-        excluded: policies [L, 2] that must not come out again ("no-good cuts").
 
     Raises:
         InputError: shapes differ, tied layers have no pair in common, or no policy is inside the
@@ -99,8 +96,7 @@ def solve(
         raise InputError(
             f"no policy fits the limit {limit:.6g}: the cheapest one costs {cheapest:.6g}."
         )
-    banned = [_pairs(one, layers)[_first(group)] for one in excluded if _agrees(one, group)]
-    chosen, bound = _optimum(value, cost, usable, limit, banned)
+    chosen, bound = _optimum(value, cost, usable, limit)
     pairs = chosen[group]
     bits = np.stack([pairs // MAX_BITS + 1, pairs % MAX_BITS + 1], axis=1)
     objective = float(value[np.arange(items), chosen].sum())
@@ -110,14 +106,10 @@ def solve(
 
 
 def _optimum(
-    value: Grid,
-    cost: Grid,
-    usable: NDArray[np.bool_],
-    limit: float,
-    banned: list[NDArray[np.int64]],
-) -> tuple[NDArray[np.int64], float]:
+    value: Grid, cost: Grid, usable: NDArray[np.bool_], limit: float
+) -> tuple[Choice, float]:
     """Return the best pair of each item [items] and the proven bound on the total value."""
-    items = len(value)
+    items = np.arange(len(value))
     # From here on every item's least value and cost are 0: only differences are to be decided,
     # and the solver's absolute tolerances then mean the same whatever the units are.
     base = np.where(usable, cost, np.inf).min(axis=1)
@@ -128,49 +120,57 @@ def _optimum(
     v = np.where(usable, value - least[:, None], np.inf)
     c = np.where(usable, cost - base[:, None], np.inf)
     known, needless = _reduced(v, c, slack)
-    item, pair = np.nonzero(usable if banned else usable & ~needless)
-    v, c = v[item, pair], c[item, pair]
-    scale = _OBJECTIVE / (known or float(v.max()) or 1.0)
+    open_pairs = usable & ~needless
+    scale = _OBJECTIVE / (known or float(v[open_pairs].max()) or 1.0)
     # HiGHS keeps a row to 1e-7, and prints a line of debugging where it first fails to; with this
     # right side that is 1e-10 of the slack, and the lines are rare
     c_scale = slack / _SLACK or 1.0
-    banned = list(banned)
+    outside: list[Choice] = []
     while True:
-        columns = np.arange(item.size)
-        one_each = csr_array((np.ones(item.size), (item, columns)), (items, item.size))
-        budget = csr_array(c[None] / c_scale)
-        rows, upper = [one_each, budget], [*np.ones(items), slack / c_scale]
-        for no_good in banned:  # at least one item differs
-            rows.append(csr_array((pair == no_good[item])[None].astype(float)))
-            upper.append(items - 1.0)
-        lower = [*np.ones(items), *[-np.inf] * (len(upper) - items)]
-        result = milp(
-            v * scale,
-            integrality=np.ones(item.size),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(vstack(rows), lower, upper),
-            # presolve: one table of FIT took 400 s with it, and 0.3 s without
-            options={"mip_rel_gap": 0.0, "presolve": False},
-        )
-        if result.x is None:
-            raise InputError("no policy is left inside the limit: all of them are excluded.")
-        chosen = np.empty(items, dtype=np.int64)
-        taken = result.x > 0.5
-        chosen[item[taken]] = pair[taken]
-        total = cost[np.arange(items), chosen].sum()
-        found = float(v[taken].sum())
-        if total <= limit * (1 + ROUNDING):
-            if not banned or found == 0 or found * scale >= _FINE * _OBJECTIVE:
-                return chosen, float(result.mip_dual_bound) / scale + float(least.sum())
-            # What is excluded had set the scale, and the solver's absolute gap hides differences.
-            # No better policy has a pair worth more than this one.
-            better = v <= found
-            item, pair, v, c = (each[better] for each in (item, pair, v, c))
-            scale = _OBJECTIVE / found
-            continue
+        chosen, bound = _program(v * scale, c / c_scale, open_pairs, slack / c_scale, outside)
+        if cost[items, chosen].sum() <= limit * (1 + ROUNDING):
+            return chosen, bound / scale + float(least.sum())
         # The solver's tolerance is not the budget's. A policy that is really outside is cut off,
         # which takes no feasible one away, so the optimum stays exact.
-        banned.append(chosen)
+        outside.append(chosen)
+
+
+def _program(
+    v: Grid, c: Grid, open_pairs: NDArray[np.bool_], slack: float, outside: Sequence[Choice]
+) -> tuple[Choice, float]:
+    """Solve one integer program with HiGHS.
+
+    Args:
+        v: float64 [items, 64], what is minimised.
+        c: likewise, what may sum up to the slack.
+        open_pairs: bool [items, 64], one variable for each.
+        slack: the right side of the budget's row.
+        outside: int64 [items] each: solutions that must not come out ("no-good cuts").
+
+    Returns:
+        int64 [items], and the solver's bound on the minimum.
+    """
+    items = len(v)
+    item, pair = np.nonzero(open_pairs)
+    one_each = csr_array((np.ones(item.size), (item, np.arange(item.size))), (items, item.size))
+    rows, upper = [one_each, csr_array(c[open_pairs][None])], [*np.ones(items), slack]
+    for no_good in outside:  # at least one item differs
+        rows.append(csr_array((pair == no_good[item])[None].astype(float)))
+        upper.append(items - 1.0)
+    lower = [*np.ones(items), *[-np.inf] * (len(upper) - items)]
+    result = milp(
+        v[open_pairs],
+        integrality=np.ones(item.size),
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(vstack(rows), lower, upper),
+        # presolve: one table of FIT took 400 s with it, and 0.3 s without
+        options={"mip_rel_gap": 0.0, "presolve": False},
+    )
+    assert result.x is not None, result.message  # no cut takes the optimum away
+    taken = result.x > 0.5
+    chosen = np.empty(items, dtype=np.int64)
+    chosen[item[taken]] = pair[taken]
+    return chosen, float(result.mip_dual_bound)
 
 
 def _reduced(v: Grid, c: Grid, slack: float) -> tuple[float, NDArray[np.bool_]]:
@@ -216,21 +216,6 @@ def _groups(layers: int, ties: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.asarray(np.unique(leader, return_inverse=True)[1], dtype=np.int64)
 
 
-def _first(group: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.asarray(np.unique(group, return_index=True)[1])
-
-
-def _pairs(bits: Bits, layers: int) -> NDArray[np.int64]:
-    checked = as_bits(bits, layers) - 1
-    return np.asarray(checked[:, WEIGHT] * MAX_BITS + checked[:, ACTIVATION])
-
-
-def _agrees(bits: Bits, group: NDArray[np.int64]) -> bool:
-    """Whether a policy keeps the ties; one that does not cannot come out anyway."""
-    pairs = _pairs(bits, len(group))
-    return bool((pairs == pairs[_first(group)][group]).all())
-
-
 # -- searches -----------------------------------------------------------------------------------
 
 
@@ -241,21 +226,21 @@ def least_sensitive(task: Task, sensitivity: Grid) -> Bits:
     return solve(sensitivity, grid, task.space.pairs(), budget.for_layers).bits
 
 
-def ilp_kl(task: Task, evaluations: int, seed: int) -> History:
+def ilp_kl(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over the divergence of the output, one side of one layer quantized."""
-    return from_table(task, evaluations, seed, "output_kl", least_sensitive)
+    return from_table(task, evaluations, seed, "output_kl", least_sensitive, history)
 
 
-def ilp_fit(task: Task, evaluations: int, seed: int) -> History:
+def ilp_fit(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over FIT: Fisher information times quantization error."""
-    return from_table(task, evaluations, seed, "fit", least_sensitive)
+    return from_table(task, evaluations, seed, "fit", least_sensitive, history)
 
 
-def ilp_hawq_v2(task: Task, evaluations: int, seed: int) -> History:
+def ilp_hawq_v2(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over HAWQ-V2's perturbation: mean Hessian trace times squared error."""
-    return from_table(task, evaluations, seed, "hawq_v2", least_sensitive)
+    return from_table(task, evaluations, seed, "hawq_v2", least_sensitive, history)
 
 
-def ilp_hawq(task: Task, evaluations: int, seed: int) -> History:
+def ilp_hawq(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Integer program over HAWQ's perturbation: top Hessian eigenvalue times squared error."""
-    return from_table(task, evaluations, seed, "hawq", least_sensitive)
+    return from_table(task, evaluations, seed, "hawq", least_sensitive, history)

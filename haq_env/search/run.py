@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from haq_env.errors import InputError
+from haq_env.files import make_folder
 from haq_env.search import SEARCH
-from haq_env.search.history import History, RecordedHistory, Trial, recorded
+from haq_env.search.history import History, Trial
 from haq_env.task import Task
 
 
@@ -17,7 +20,7 @@ def search_with_baseline(
     evaluations: int,
     seed: int,
     *,
-    folder: Path,
+    folder: str | os.PathLike[str],
     resume: bool = False,
     progress: Callable[[History], None] = lambda _: None,
 ) -> History:
@@ -25,10 +28,11 @@ def search_with_baseline(
 
     Args:
         task: the problem.
-        method: one of `haq_env.search.SEARCH`.
+        method: one of `haq_env.search.SEARCH`. One that takes no ``history`` is written down
+            when it has ended.
         evaluations: policies to measure in all, the uniform one included.
         seed: of the method.
-        folder: where ``episodes.csv`` is kept.
+        folder: where ``episodes.csv`` is kept; it is made where it is missing.
         resume: go on after the evaluations that are in the folder: the method begins anew, and is
             told what it measured then. If False, a log that is there is thrown away.
         progress: called after every evaluation.
@@ -37,12 +41,13 @@ def search_with_baseline(
         The trials. After Ctrl-C, what was measured until then.
 
     Raises:
-        InputError: unknown method, no evaluations, or a log that is damaged or of another search.
+        InputError: unknown method, no evaluations, a folder that cannot be made, or a log that
+            is damaged or of another search.
     """
-    search = SEARCH[method]
+    search: Callable[..., History] = SEARCH[method]
     if evaluations < 1:
         raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
-    log = folder / "episodes.csv"
+    log = make_folder(folder) / "episodes.csv"
     known: Sequence[Trial] = ()
     if resume and log.exists():
         history = History.read(log)
@@ -54,12 +59,56 @@ def search_with_baseline(
         task.remember(trial.bits, trial.accuracy)
     found = RecordedHistory(log, progress, known, anew=not (resume and log.exists()))
     try:
-        with recorded(found):
-            returned = search(task, evaluations, seed)
-        if returned is not found:  # a method that does not use `begin`
+        watched = "history" in inspect.signature(search).parameters
+        returned = search(task, evaluations, seed, **({"history": found} if watched else {}))
+        if returned is not found:
             for trial in returned[len(found) :]:
                 found.add(trial)
             found.charge = returned.charge
     except KeyboardInterrupt:
         found.interrupted = True  # asked for: what has been found is returned
     return found
+
+
+class RecordedHistory(History):
+    """A history that is written down and watched, and that can follow an earlier one.
+
+    Args:
+        path: CSV file that every new trial is appended to.
+        progress: called after every trial.
+        known: trials of an interrupted run of the same search, which are in the file. The search
+            repeats them, from remembered answers; what comes after them is new.
+        anew: a file that is there is thrown away, once there is a first trial to write.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        progress: Callable[[History], None],
+        known: Sequence[Trial] = (),
+        *,
+        anew: bool = False,
+    ) -> None:
+        super().__init__(path)
+        self._progress, self._known, self._anew = progress, known, anew
+
+    def add(self, trial: Trial) -> None:
+        """Append one trial.
+
+        Raises:
+            InputError: it is not the one that the earlier run measured here.
+        """
+        if len(self) < len(self._known):
+            known = self._known[len(self)]
+            if (known.w_bits, known.a_bits) != (trial.w_bits, trial.a_bits):
+                raise InputError(
+                    f"cannot resume {self._path}: evaluation {len(self)} would be another policy "
+                    "now. Was it made by another version, or on another machine?"
+                )
+            self._trials.append(known)
+        else:
+            if self._anew and self._path is not None:
+                self._path.unlink(missing_ok=True)
+                self._anew = False
+            super().add(trial)
+        self._progress(self)

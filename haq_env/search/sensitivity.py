@@ -215,7 +215,7 @@ def _log_probabilities(context: Context) -> Tensor:
         return torch.cat(logits).log_softmax(dim=1)
 
 
-METHODS = Registry(
+METHODS: Registry[Callable[[Context], Grid]] = Registry(
     "sensitivity",
     {
         "output_kl": "haq_env.search.sensitivity:output_kl",
@@ -231,7 +231,12 @@ METHODS = Registry(
 
 
 def from_table(
-    task: Task, evaluations: int, seed: int, method: str, choose: Callable[[Task, Grid], Bits]
+    task: Task,
+    evaluations: int,
+    seed: int,
+    method: str,
+    choose: Callable[[Task, Grid], Bits],
+    history: History | None = None,
 ) -> History:
     """Measure the uniform policy, the one that a table recommends, and variations of that.
 
@@ -245,12 +250,13 @@ def from_table(
         seed: of the table and of the variations.
         method: a key of `METHODS`.
         choose: (task, table [L, 8, 8]) to a policy [L, 2] inside the budget.
+        history: see `haq_env.search.history.begin`.
 
     Raises:
         InputError: fewer than one evaluation, or an evaluator without a network.
     """
     _trained(task)
-    history = begin(task, evaluations)
+    history = begin(task, evaluations, history)
     if evaluations == 1:
         return history
     found = measure_sensitivity(task, method, seed)

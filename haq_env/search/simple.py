@@ -8,14 +8,14 @@ from haq_env.search.history import History, begin, measure
 from haq_env.task import Task
 
 
-def uniform(task: Task, evaluations: int, seed: int) -> History:
+def uniform(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Try uniform policies: first the best that needs no search, then all others that fit.
 
     They are tried from the most expensive one downwards, none of them twice; there are at most
     64, so some evaluations may be left over.
     """
     del seed  # nothing is random here
-    history = begin(task, evaluations)
+    history = begin(task, evaluations, history)
     low, high = task.space.bits
     widths = range(low, high + 1)
     pairs = [task.space.uniform(w, a) for w in widths for a in widths]
@@ -26,10 +26,10 @@ def uniform(task: Task, evaluations: int, seed: int) -> History:
     return history
 
 
-def random(task: Task, evaluations: int, seed: int) -> History:
+def random(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
     """Draw every width independently and uniformly, and project onto the budget."""
     rng = np.random.default_rng(seed)
-    history = begin(task, evaluations)
+    history = begin(task, evaluations, history)
     for policy in task.space.random(rng, evaluations - 1):
         measure(task, policy, history)
     return history
