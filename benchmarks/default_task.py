@@ -26,7 +26,6 @@ import haq_env
 from haq_env.env import make_env
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.recipe import FINAL
-from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.malloc import keep_freed_memory
 from haq_env.policy import Bits
 from haq_env.search import SEARCH
@@ -72,8 +71,7 @@ def measure(task: Task, bits: Bits | None, recipe: Recipe, seeds: range) -> Meas
     """Finetune with every seed, and keep which images are classified correctly."""
     import torch
 
-    evaluator = task.evaluator
-    assert isinstance(evaluator, TrainedEvaluator)
+    evaluator = task.trained()
     rows: dict[str, list[np.ndarray]] = {"val": [], "test": []}
     for seed in seeds:
         evaluator.final(bits, recipe, seed)

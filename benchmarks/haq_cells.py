@@ -200,8 +200,7 @@ class Lab:
         self._cache, self._watch = cache, watch
         self._evaluators: dict[str, Watched] = {}
         probe = make_task(network, data, checkpoint=checkpoint, evaluator=protocol.search)
-        assert isinstance(probe.evaluator, TrainedEvaluator)
-        self._subject, self._layers = probe.evaluator.subject, probe.layers
+        self._subject, self._layers = probe.trained().subject, probe.layers
         assert self._subject.checkpoint is not None
         self.weights = weights_digest(self._subject.checkpoint)
 

@@ -36,7 +36,6 @@ from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.device import find_device
 from haq_env.evaluation.finetune import accuracy
-from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks import load_network
 from haq_env.task import make_task
 
@@ -112,8 +111,7 @@ def measure(settings: Settings, root: Path) -> list[tuple[str, float, int]]:
     task = make_task(
         module, data, budget="w4a4", evaluator=Recipe(0), device=settings.device, reuse=0
     )
-    evaluator = task.evaluator
-    assert isinstance(evaluator, TrainedEvaluator)
+    evaluator = task.trained()
     rows.append(("calibration of all widths, once", seconds(lambda: evaluator.bench, device), 1))
     bench, bits = evaluator.bench, task.uniform()
     val, train = bench.images["val"], bench.images["train"]

@@ -235,5 +235,4 @@ class Study:
 
     @property
     def _evaluator(self) -> TrainedEvaluator:
-        assert isinstance(self.task.evaluator, TrainedEvaluator)
-        return self.task.evaluator
+        return self.task.trained()

@@ -45,7 +45,6 @@ from haq_env.budget import Budget
 from haq_env.data import dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.recipe import FINAL, Recipe
-from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.files import replace_file, writing
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
@@ -164,8 +163,8 @@ def accuracies(task: Task, bits: list[Bits], settings: Settings) -> dict[str, li
     """Return top-1 by column: inside the search, and after the final finetuning."""
     columns = {"val, %": [f"{task.evaluate(policy).accuracy:.2f}" for policy in bits]}
     if not settings.quick:
-        assert isinstance(task.evaluator, TrainedEvaluator)
-        final = [task.evaluator.final(policy, settings.final, settings.seed) for policy in bits]
+        evaluator = task.trained()
+        final = [evaluator.final(policy, settings.final, settings.seed) for policy in bits]
         columns["final: val, %"] = [f"{one['val']:.2f}" for one in final]
         columns["test, %"] = [f"{one['test']:.2f}" for one in final]
     return columns

@@ -13,6 +13,7 @@ from haq_env.env import Action, Observation, QuantizationEnv
 from haq_env.errors import InputError, unknown_name
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits
 from haq_env.search.lagrangian import allocate
+from haq_env.search.table import LAW, law
 from haq_env.space import Step
 from haq_env.task import Task
 
@@ -21,7 +22,6 @@ from haq_env.task import Task
 # four policies of a search were repetitions.
 REACH, REACH_OF_LAW = 1.0, 2.0
 WAVES = 6  # sines and cosines of a layer's position, with periods of 2 to 1/16 of the network
-LAW = "law"
 
 
 class ResidualEnv(QuantizationEnv):
@@ -163,8 +163,7 @@ class ResidualEnv(QuantizationEnv):
         if not isinstance(self.prior, str):
             return self.prior
         if self.prior == LAW:
-            law = 0.25 ** np.arange(1.0, MAX_BITS + 1)
-            return np.broadcast_to(law, (*self._lowest.shape, MAX_BITS))
+            return law(self.task).table
         from haq_env.search.sensitivity import measure_sensitivity
 
         found = measure_sensitivity(self.task, self.prior)

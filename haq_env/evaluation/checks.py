@@ -40,7 +40,8 @@ def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
     if not data.shows_all_classes and torch.is_tensor(logits) and logits.shape[-1] != data.classes:
         raise InputError(
             f"the network has {logits.shape[-1]} outputs, and data set {data.name!r} "
-            f"{data.classes} classes: labels are places among its folders, so those of all classes must be there."
+            f"{data.classes} classes: labels are places among its folders, so those of all classes "
+            "must be there."
         )
     if not torch.is_tensor(logits) or logits.ndim != 2 or logits.shape[1] < data.classes:
         found = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__

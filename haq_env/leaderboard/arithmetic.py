@@ -53,12 +53,10 @@ def arithmetic() -> str:
     """
     from haq_env.evaluation.device import one_thread
     from haq_env.evaluation.fingerprint import digest, raw
-    from haq_env.evaluation.trained import TrainedEvaluator
     from haq_env.policy import uniform
     from haq_env.task import make_task
 
-    evaluator = make_task().evaluator
-    assert isinstance(evaluator, TrainedEvaluator)
+    evaluator = make_task().trained()
     with one_thread():
         network = evaluator.bench.network
         evaluator.measurer.measure(uniform(len(network.layers), 4, 4))

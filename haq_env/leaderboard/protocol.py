@@ -108,13 +108,9 @@ class Track:
         Raises:
             InputError: it is about integer kernels, and floating point serves in their place.
         """
-        from haq_env.evaluation.trained import TrainedEvaluator
-
-        if self.settings.get("inference") != "int8" or not isinstance(
-            task.evaluator, TrainedEvaluator
-        ):
+        if self.settings.get("inference") != "int8" or not task.is_trained:
             return
-        inference = task.evaluator.bench.inference
+        inference = task.trained().bench.inference
         if inference.name != "int8":
             raise InputError(
                 f"track {self.name} is about accuracies on integer kernels, and on this machine "

@@ -36,6 +36,7 @@ SEARCH: Registry[Search] = Registry(
         "bayesian": "haq_env.search.bayesian:bayesian",
         "greedy": "haq_env.search.greedy:greedy",
         "greedy-sensitivity": "haq_env.search.greedy:greedy_sensitivity",
+        "ilp-law": "haq_env.search.ilp:ilp_law",
         "ilp-kl": "haq_env.search.ilp:ilp_kl",
         "ilp-fit": "haq_env.search.ilp:ilp_fit",
         "ilp-hawq-v2": "haq_env.search.ilp:ilp_hawq_v2",

@@ -22,9 +22,10 @@ from haq_env.budget import ROUNDING
 from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS, Bits
-from haq_env.search.history import History
+from haq_env.search.history import History, begin
 from haq_env.search.lagrangian import Choice, improved, prices
 from haq_env.search.sensitivity import from_table
+from haq_env.search.table import law, search_with_table
 from haq_env.task import Task
 
 _PAIRS = MAX_BITS * MAX_BITS
@@ -32,7 +33,7 @@ _SLACK = 1e3
 _OBJECTIVE = 1e3  # HiGHS stops at an absolute gap of 1e-6: 1e-9 of an objective of this size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """An optimal policy of the additive model, with its proof.
 
@@ -224,6 +225,14 @@ def least_sensitive(task: Task, sensitivity: Grid) -> Bits:
     budget = task.budget
     grid = budget.table.grid(budget.metric)
     return solve(sensitivity, grid, task.space.pairs(), budget.for_layers).bits
+
+
+def ilp_law(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:
+    """Integer program over 4^-bits, the same for every tensor: no images and no gradients."""
+    history = begin(task, evaluations, history)
+    if evaluations == 1:
+        return history
+    return search_with_table(task, evaluations, seed, law(task), least_sensitive, history)
 
 
 def ilp_kl(task: Task, evaluations: int, seed: int, history: History | None = None) -> History:

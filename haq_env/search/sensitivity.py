@@ -1,15 +1,10 @@
-"""How much each layer suffers at each width, as tables that add up to a model of a policy.
-
-Weights and activations are measured apart and added; so are layers. That is a model: what the
-network loses is not additive, and a policy that a table recommends has to be measured.
-"""
+"""How much each layer suffers at each width, measured on a network and training images."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,47 +17,17 @@ from haq_env.cost import Grid
 from haq_env.errors import InputError
 from haq_env.evaluation.device import own_modes
 from haq_env.evaluation.prefix import FloatSweep
-from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.networks.modes import evaluation_mode
-from haq_env.policy import ACTIVATION, WEIGHT, Bits, as_bits
+from haq_env.policy import ACTIVATION, WEIGHT, Bits
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.registry import Registry
-from haq_env.search.history import Charge, History, begin, measure
+from haq_env.search.history import Charge, History, begin
+from haq_env.search.table import Sensitivity, search_with_table
 from haq_env.task import Task
 
 IMAGES = 256  # training images that tables are measured on
-SPREAD = 0.1  # of the logarithm: tables are varied by so much for the policies after the first
-WIDEST, TRIES = 2.0, 10
 BATCH = 64
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """An additive model of what quantization costs.
-
-    Attributes:
-        method: a key of `METHODS`.
-        table: float64 [L, 2, 8], ``[layer, side, bits - 1]``: not negative, never rising with
-            bits, infinite where the space does not allow a width. The unit is the method's:
-            nats for ``output_kl``, ``loss`` and, to second order and up to a common factor, the
-            others.
-        charge: what it took.
-    """
-
-    method: str
-    table: Grid
-    charge: Charge
-
-    def pairs(self) -> Grid:
-        """Return the sum of both sides, float64 [L, 8, 8], ``[layer, w_bits - 1, a_bits - 1]``."""
-        return np.asarray(self.table[:, WEIGHT, :, None] + self.table[:, ACTIVATION, None, :])
-
-    def predict(self, bits: Bits) -> Grid:
-        """Return the total of policies [..., L, 2], float64 [...]; small is good."""
-        bits = as_bits(bits, len(self.table))
-        layers, sides = np.arange(len(self.table))[:, None], np.arange(2)
-        return np.asarray(self.table[layers, sides, bits - 1].sum(axis=(-2, -1)))
 
 
 class Context(NamedTuple):
@@ -107,7 +72,7 @@ def measure_sensitivity(
     Raises:
         InputError: the method is unknown, there are no images, or the evaluator has no network.
     """
-    evaluator = _trained(task)
+    evaluator = task.trained()
     harm = METHODS[method]
     if images < 1:
         raise InputError(f"a sensitivity needs one image or more, not {images}.")
@@ -141,15 +106,6 @@ def _monotone(raw: Grid, allowed: NDArray[np.bool_]) -> Grid:
     table = np.where(allowed, np.maximum(raw, 0.0), -np.inf)
     table = np.maximum.accumulate(table[:, :, ::-1], axis=2)[:, :, ::-1]
     return np.asarray(np.where(allowed, table, np.inf))
-
-
-def _trained(task: Task) -> TrainedEvaluator:
-    if not isinstance(task.evaluator, TrainedEvaluator):
-        raise InputError(
-            "sensitivities are measured on the network inside the evaluator (finetune, ptq_bn); "
-            f"{type(task.evaluator).__name__} has none."
-        )
-    return task.evaluator
 
 
 @contextmanager
@@ -238,11 +194,7 @@ def from_table(
     choose: Callable[[Task, Grid], Bits],
     history: History | None = None,
 ) -> History:
-    """Measure the uniform policy, the one that a table recommends, and variations of that.
-
-    A variation comes from the table with each side of each layer multiplied by a random factor,
-    ten percent up or down; where that leads to a policy that has been tried, the factors spread
-    wider.
+    """Measure a table, and search with it as `search_with_table` does.
 
     Args:
         task: with an evaluator that has a network.
@@ -255,24 +207,9 @@ def from_table(
     Raises:
         InputError: fewer than one evaluation, or an evaluator without a network.
     """
-    _trained(task)
+    task.trained()
     history = begin(task, evaluations, history)
     if evaluations == 1:
         return history
     found = measure_sensitivity(task, method, seed)
-    history.charge = found.charge
-    rng = np.random.default_rng(seed)
-    tried, spread = {task.uniform().tobytes()}, SPREAD
-    bits = task.project(choose(task, found.pairs()))
-    measure(task, bits, history)
-    while len(history) < evaluations:
-        tried.add(bits.tobytes())
-        for _ in range(TRIES):  # where a table has many ties, one policy may come again and again
-            factors = np.exp(spread * rng.uniform(-1, 1, found.table.shape[:2]))[:, :, None]
-            varied = Sensitivity(method, found.table * factors, found.charge)
-            bits = task.project(choose(task, varied.pairs()))
-            if bits.tobytes() not in tried:
-                break
-            spread = min(WIDEST, spread * 1.2)
-        measure(task, bits, history)
-    return history
+    return search_with_table(task, evaluations, seed, found, choose, history)
