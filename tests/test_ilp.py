@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from haq_env.errors import InputError
 from haq_env.search.greedy import greedy, step_down
-from haq_env.search.ilp import solve
+from haq_env.search.ilp import ilp_law, solve
 from haq_env.task import make_task
+from haq_env.yardstick import yardstick
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = Path(os.environ.get("HAQ_ENV_SHARED", ROOT.parent / "shared")) / "data" / "hawq_v3"
@@ -228,3 +229,26 @@ def test_greedy_by_accuracy_improves_on_the_uniform_policy():
     for seed in range(3):
         history = greedy(make_task(evaluator=Additive(seed), budget=0.4), 120, seed)
         assert history.best.accuracy > history[0].accuracy + 1
+
+
+# -- the law ------------------------------------------------------------------------------------
+
+
+def test_the_law_needs_no_network_and_charges_nothing():
+    task = yardstick(0)
+    history = ilp_law(task, 4, seed=0)
+    assert history.charge == (0.0, 0.0)
+    assert np.array_equal(history[0].bits, task.uniform())
+    harm = 0.25 ** np.arange(1.0, 9.0)
+    pairs = np.broadcast_to(harm[:, None] + harm, (len(task.layers), 8, 8))
+    grid = task.budget.table.grid(task.budget.metric)
+    best = solve(pairs, grid, task.space.pairs(), task.budget.for_layers)
+    chosen = history[1].bits
+    assert harm[chosen - 1].sum() == pytest.approx(best.objective)
+    assert len({trial.bits.tobytes() for trial in history}) == 4  # the others are variations
+    assert all(task.budget.fits(trial.bits) for trial in history)
+
+
+def test_the_law_alone_is_far_above_uniform_bits_on_the_bundled_task():
+    uniform, found = ilp_law(make_task(evaluator="ptq_bn"), 2, seed=0)
+    assert found.accuracy > uniform.accuracy + 10
