@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from haq_env.search.run import search_with_baseline
     from haq_env.task import Task, make_task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "ENVIRONMENTS",
     "SEARCH",

@@ -472,17 +472,6 @@ def test_a_file_that_cannot_be_used_is_one_error_before_any_work(make, message, 
         assert path.read_bytes() == before
 
 
-def test_an_evaluator_of_the_users_own_has_no_cache(path):
-    class Own:
-        float_accuracy = 90.0
-
-        def evaluate(self, bits):
-            return Evaluation(float(bits.sum()))
-
-    with pytest.raises(InputError, match="a cache needs an evaluator that is the name of a tier"):
-        small(path, evaluator=Own())
-
-
 def test_a_full_disk_is_one_warning_and_the_search_goes_on(path, monkeypatch):
     task, alone = small(path), small()
     policies = middles()
