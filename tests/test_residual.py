@@ -134,7 +134,7 @@ def test_a_prior_without_a_finite_width_is_no_policy_outside_the_space():
         ({"actions": "discrete"}, "corrections are continuous"),
         ({"prior": np.ones((3, 2, 8))}, "must be .layers, 2, 8."),
         ({"prior": np.full((53, 2, 8), -1.0)}, "0 or more"),
-        ({"prior": "fit"}, "AdditiveEvaluator has none"),
+        ({"prior": "fit"}, "AdditiveEvaluator is an evaluator of its own"),
     ],
 )
 def test_what_cannot_be_a_prior_is_one_clear_error(settings, complaint):
