@@ -36,7 +36,7 @@ from haq_env.agents.run import search_with_agent
 from haq_env.env import QuantizationEnv
 from haq_env.evaluation import Evaluation
 from haq_env.layers import LayerTable
-from haq_env.task import make_task
+from haq_env.make import make_task
 
 RESULTS = Path(__file__).parent / "results"
 EPISODES, RATIO, MINUTES = 600, 1.2, 5.0

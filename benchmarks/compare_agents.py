@@ -32,9 +32,9 @@ from result_files import versions_line, write_text
 from rich.console import Console
 
 from haq_env.agents.methods import RESIDUAL, methods, search_method
-from haq_env.env import make_env
 from haq_env.errors import InputError
 from haq_env.files import replace_file, writing
+from haq_env.make import make_env
 from haq_env.malloc import keep_freed_memory
 from haq_env.processes import abandon, prepare_worker
 from haq_env.report.comparison import summary

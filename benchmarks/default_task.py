@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 import haq_env
-from haq_env.env import make_env
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.recipe import FINAL
+from haq_env.make import make_env
 from haq_env.malloc import keep_freed_memory
 from haq_env.policy import Bits
 from haq_env.search import SEARCH

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import haq_env
-from haq_env.env import QuantizationEnv, make_env
+from haq_env.env import QuantizationEnv
 from haq_env.evaluation import Evaluation
+from haq_env.make import make_env
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -27,8 +27,9 @@ from haq_env.evaluation.fingerprint import STEPS
 from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
+from haq_env.make import make_task
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, to_digits, uniform
-from haq_env.task import Task, make_task
+from haq_env.task import Task
 from haq_env.versions import processor
 
 CHOOSING = 999  # seed of the finetuning that chooses among candidates; no figure uses it

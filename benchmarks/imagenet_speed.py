@@ -36,8 +36,8 @@ from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.device import find_device
 from haq_env.evaluation.finetune import accuracy
+from haq_env.make import make_task
 from haq_env.networks import load_network
-from haq_env.task import make_task
 
 CLASSES = 4
 SEARCH_TRAIN, SEARCH_VAL, BN_IMAGES = 20_000, 10_000, 512  # of HAQ's search, and of ours

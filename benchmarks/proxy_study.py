@@ -21,11 +21,12 @@ from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
 from haq_env.evaluation.fingerprint import ANSWERS, STEPS
 from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.make import make_task
 from haq_env.networks.bundled import find_trained
 from haq_env.policy import ACTIVATION, WEIGHT, Bits, to_digits
 from haq_env.search.sensitivity import METHODS, measure_sensitivity
 from haq_env.space import BitSpace
-from haq_env.task import Task, make_task
+from haq_env.task import Task
 from haq_env.versions import processor
 
 RESULTS = Path(__file__).parent / "results"

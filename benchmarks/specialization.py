@@ -48,13 +48,14 @@ from haq_env.evaluation.recipe import FINAL, Recipe
 from haq_env.files import replace_file, writing
 from haq_env.hardware.load import load_hardware
 from haq_env.layers import LayerTable
+from haq_env.make import make_task
 from haq_env.malloc import keep_freed_memory
 from haq_env.networks import load_layers
 from haq_env.policy import MAX_BITS, Bits
 from haq_env.search import SEARCH
 from haq_env.search.ilp import solve
 from haq_env.space import BitSpace
-from haq_env.task import Task, make_task
+from haq_env.task import Task
 
 RESULTS = Path(__file__).parent / "results"
 DEVICES = ("bismo-edge", "bismo-cloud", "bitfusion")

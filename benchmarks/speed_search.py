@@ -27,11 +27,11 @@ from haq_env.evaluation.cache import EvaluationCache
 from haq_env.evaluation.stopping import EarlyStopping
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.layers import LayerTable
+from haq_env.make import make_task
 from haq_env.networks import load_network
 from haq_env.networks.bundled import find_trained
 from haq_env.networks.checkpoint import load_checkpoint
 from haq_env.search import SEARCH
-from haq_env.task import make_task
 
 
 def digits() -> tuple[nn.Module, LayerTable, Dataset]:

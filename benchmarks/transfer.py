@@ -99,7 +99,7 @@ def learn(id: str, algorithm: str, seed: int, settings: Settings) -> Path:
         InputError: the folder's agent has learned on other weights or images.
     """
     from haq_env.agents.run import search_with_agent
-    from haq_env.env import make_env
+    from haq_env.make import make_env
 
     source = settings.networks[0]
     known = find_trained(source, settings.dataset, settings.task(source)["checkpoint"])
@@ -146,8 +146,8 @@ def transferred(settings: Settings) -> bool:
 
     from haq_env.agents.algorithms import make_agent
     from haq_env.agents.transfer import Source, apply_agent, decide
-    from haq_env.env import make_env
     from haq_env.final import finish
+    from haq_env.make import make_env
 
     torch.set_num_threads(1)
     for name in ("sources", "seeds"):

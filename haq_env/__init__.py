@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from haq_env.evaluation import Evaluation, Evaluator, Recipe
     from haq_env.hardware import Hardware
     from haq_env.layers import Layer, LayerTable
+    from haq_env.make import make_task
     from haq_env.networks import load_layers, load_network
     from haq_env.policy import Policy
     from haq_env.quantization.frozen import load_quantized, save_quantized
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from haq_env.search import SEARCH
     from haq_env.search.history import History, begin, measure
     from haq_env.search.run import search_with_baseline
-    from haq_env.task import Task, make_task
+    from haq_env.task import Task
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -86,7 +87,7 @@ _HOMES = {
     "load_layers": "networks",
     "load_network": "networks",
     "load_quantized": "quantization.frozen",
-    "make_task": "task",
+    "make_task": "make",
     "measure": "search.history",
     "save_quantized": "quantization.frozen",
     "search_method": "agents.methods",

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from haq_env.embedding import Scales, embed
 from haq_env.errors import InputError, unknown_name
+from haq_env.make import make_task
 from haq_env.policy import MAX_BITS, WEIGHT, Bits
 from haq_env.space import Step
-from haq_env.task import Task, make_task
+from haq_env.task import Task
 
-_LISTED = "`haq-env envs` lists the environments."
-REWARD_SCALE = 0.1  # HAQ's lambda: reward per percentage point of accuracy
 Observation = NDArray[np.float32]
 Action = NDArray[np.float32] | int
 
@@ -184,7 +183,6 @@ class QuantizationEnv(gym.Env[Observation, Any]):
             return self._observe(), 0.0, False, False, self._info()
         requested, self._bits = self._complete()
         result = self.task.evaluate(self._bits)
-        reward = REWARD_SCALE * (result.accuracy - self.task.float_accuracy)
         info = self._info() | {
             "policy": self._bits.tolist(),
             "policy_requested": requested.tolist(),
@@ -198,7 +196,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
             "stopped_early": result.stopped_early,
             "note": result.note,
         }
-        return self._observe(), float(reward), True, False, info
+        return self._observe(), self.task.reward(result.accuracy), True, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Say which discrete actions leave the budget reachable, bool [n] (for MaskablePPO)."""
@@ -283,26 +281,3 @@ def action_to_bits(action: float, low: int, high: int) -> int:
     """
     bins = high - low + 1
     return low + min(max(math.floor((action + 1) / 2 * bins), 0), bins - 1)
-
-
-def make_env(id: str, **settings: Any) -> QuantizationEnv:
-    """Make one of this package's environments, without Gymnasium's wrappers.
-
-    Raises:
-        InputError: there is no such environment, or the settings do not fit together.
-    """
-    try:
-        env = gym.make(id, **settings).unwrapped
-    except gym.error.NameNotFound as error:  # which may suggest an environment of somebody else
-        ours = [name for name in gym.registry if name.startswith("HAQ-")]
-        raise unknown_name("environment", id, ours) from error
-    except (gym.error.Error, ImportError) as error:
-        text = str(error)
-        raise InputError(f"{text}{'' if text[-1:] in '.?' else '.'} {_LISTED}") from error
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:  # another package's, with other settings; or no id
-        raise InputError(f"{id!r} cannot be made: {error}. {_LISTED}") from error
-    if not isinstance(env, QuantizationEnv):
-        raise InputError(f"{id!r} is {type(env).__name__}, no QuantizationEnv. {_LISTED}")
-    return env

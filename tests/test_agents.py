@@ -25,8 +25,8 @@ from haq_env.env import QuantizationEnv, action_to_bits
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.layers import Layer, LayerTable
+from haq_env.make import make_task
 from haq_env.search import SEARCH
-from haq_env.task import make_task
 
 NAMES = list(ALGORITHMS)
 ON_POLICY = [name for name in NAMES if ALGORITHMS[name].family == "on"]

@@ -13,9 +13,9 @@ import pytest
 from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
+from haq_env.make import make_task
 from haq_env.search import SEARCH, check_needs
 from haq_env.search.bayesian import INITIAL
-from haq_env.task import make_task
 
 
 class Additive:

@@ -33,8 +33,8 @@ from haq_env.evaluation.answers import Answers
 from haq_env.evaluation.cache import SCHEMA, EvaluationCache, Origin
 from haq_env.evaluation.finetune import Images, finetune
 from haq_env.layers import LayerTable
+from haq_env.make import make_task
 from haq_env.networks.trace import trace
-from haq_env.task import make_task
 
 ORIGIN = Origin("net", "data", "linear", "ptq_bn", "0")
 BITS = np.array([[8, 8], [4, 2]])

@@ -23,9 +23,9 @@ from haq_env.data import DATASETS
 from haq_env.hardware import HARDWARE
 from haq_env.hardware.load import load_hardware
 from haq_env.hardware.table import read_table
+from haq_env.make import make_task
 from haq_env.networks import NETWORKS, load_layers
 from haq_env.policy import Policy, uniform
-from haq_env.task import make_task
 
 SMALL = ["resnet20", "--image-size", "32", "--classes", "10"]
 Captured = pytest.CaptureFixture[str]

@@ -93,6 +93,7 @@ def test_published_runs_are_not_mixed_with_runs_of_another_length(small):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_table_that_is_filled_piece_by_piece_can_be_reported_at_any_time(tmp_path):
     argv = ["--tasks", "yardstick", "--evaluations", "6", "--jobs", "1"]
     for method, seed in (("random", "0"), ("annealing", "1")):
@@ -119,6 +120,7 @@ def test_what_is_published_counts_as_run_on_a_machine_that_never_ran_it(small, t
     assert (tmp_path / "results" / "yardstick.csv").read_bytes() == text
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path):
     argv = [*SMALL, "--methods", "random", "evolution", "annealing", "residual-ppo"]
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "out")]
@@ -162,6 +164,7 @@ def test_agents_and_baselines_have_one_signature():
     assert "residual-dqn" not in methods()
 
 
+@pytest.mark.slow
 def test_no_policy_beats_the_certified_optimum_and_the_residual_agent_comes_near():
     for instance in (100, 101):
         task = yardstick(instance)

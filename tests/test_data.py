@@ -26,7 +26,7 @@ from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.finetune import Images
-from haq_env.task import make_task
+from haq_env.make import make_task
 
 TRAIN, TEST = 12, 3  # images a class
 REAL = Path(__file__).parent.parent.parent / "shared" / "data" / "cifar10"

@@ -351,7 +351,7 @@ def test_the_class_docstring_is_a_documentation_page_that_fits_the_spaces():
     assert len(rows("Observation Space")) == env.observation_space.shape[0]
     import inspect
 
-    from haq_env.task import make_task
+    from haq_env.make import make_task
 
     own = {"task", "actions", "scales", "render_mode"}
     arguments = {*inspect.signature(make_task).parameters, *own}

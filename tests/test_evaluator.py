@@ -25,12 +25,12 @@ from haq_env.evaluation.finetune import Images, finetune
 from haq_env.evaluation.recipe import FINAL
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.layers import Layer, LayerTable
+from haq_env.make import make_task
 from haq_env.networks import load_network
 from haq_env.networks.bundled import WEIGHTS
 from haq_env.networks.checkpoint import save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
 from haq_env.networks.trace import trace
-from haq_env.task import make_task
 
 BUNDLED = WEIGHTS / "mobilenet_v1_digits.safetensors"
 BRIEF = Recipe(steps=3)

@@ -20,9 +20,9 @@ from haq_env.evaluation.batch import WorkerError
 from haq_env.evaluation.chain import Chain, NotAChain
 from haq_env.evaluation.stopping import EarlyStopping, Score, upper_bound
 from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.make import make_task
 from haq_env.search import SEARCH
 from haq_env.search.history import History, measure_all
-from haq_env.task import make_task
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -203,11 +203,12 @@ def test_after_a_worker_has_died_the_next_batch_starts_new_ones(crew):
     assert accuracies(found) == accuracies(alone.evaluate_batch(policies[4:]))
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_so(tmp_path):
     script = tmp_path / "search.py"
     script.write_text(
         textwrap.dedent("""
-        from haq_env.task import make_task
+        from haq_env.make import make_task
         import numpy as np
         task = make_task(evaluator="ptq_bn", workers=2)
         task.evaluate_batch(task.space.random(np.random.default_rng(0), 2))

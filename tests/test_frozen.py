@@ -12,12 +12,12 @@ from torch import nn
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe
 from haq_env.layers import LayerTable
+from haq_env.make import make_task
 from haq_env.networks import load_network
 from haq_env.networks.checkpoint import read_metadata, save_checkpoint, save_tensors
 from haq_env.networks.trace import trace
 from haq_env.quantization.frozen import InputQuantizer, load_quantized, save_quantized
 from haq_env.quantization.network import QuantizedNetwork
-from haq_env.task import make_task
 
 SHORT = Recipe(steps=2, bn_images=64)
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from haq_env.errors import InputError
+from haq_env.make import make_task
 from haq_env.search.greedy import greedy, step_down
 from haq_env.search.ilp import ilp_law, solve
-from haq_env.task import make_task
 from haq_env.yardstick import yardstick
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from haq_env.evaluation import Recipe
 from haq_env.evaluation.finetune import finetune
+from haq_env.make import make_task
 from haq_env.networks import load_network
 from haq_env.networks.trace import trace
 from haq_env.policy import uniform
@@ -21,7 +22,6 @@ from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.kernels import Grid, Kernel
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.quantization.products import HALF, Halves
-from haq_env.task import make_task
 
 exact_weights.cache_clear()
 try:

@@ -16,7 +16,7 @@ from haq_env.evaluation.capture import MOST, Again, CudaGraphs, lanes_in
 from haq_env.evaluation.descent import Descent, descend
 from haq_env.evaluation.finetune import Images, batches_of, finetune, parameter_groups, rate_of
 from haq_env.evaluation.lanes import Lanes
-from haq_env.task import make_task
+from haq_env.make import make_task
 
 BRIEF = Recipe(steps=4)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

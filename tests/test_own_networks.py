@@ -23,6 +23,7 @@ from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.final import finish
+from haq_env.make import make_task
 from haq_env.networks import load_network
 from haq_env.networks.attention import fastpath_off
 from haq_env.networks.bundled import WEIGHTS
@@ -33,7 +34,6 @@ from haq_env.quantization import QUANTIZERS
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.search.sensitivity import measure_sensitivity
-from haq_env.task import make_task
 from haq_env.training.train import train_float
 
 SHORT = Recipe(steps=2, batch_size=16, bn_images=32)
@@ -459,7 +459,7 @@ def test_workers_cannot_have_a_network_that_only_this_process_knows():
         from torch import nn
         from haq_env.data import load_dataset
         from haq_env.errors import InputError
-        from haq_env.task import make_task
+        from haq_env.make import make_task
 
         class Net(nn.Module):
             def __init__(self):
@@ -578,7 +578,7 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads(eva
         import torch
         torch.set_num_threads(2)
         import haq_env
-        from haq_env.task import make_task
+        from haq_env.make import make_task
 
         task = make_task(evaluator="ptq_bn")
         if EVALUATED:

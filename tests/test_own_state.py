@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from haq_env.data import Dataset, Split
 from haq_env.evaluation import Recipe
+from haq_env.make import make_task
 from haq_env.quantization.convolution import convolve
 from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.products import Unsupported
-from haq_env.task import make_task
 
 BITS = {width: np.full((3, 2), width) for width in (2, 3, 4, 8)}
 SHORT = Recipe(steps=4, batch_size=16, learning_rate=0.05, bn_images=32)

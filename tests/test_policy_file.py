@@ -8,8 +8,8 @@ import pytest
 
 from haq_env.cost import UNITS
 from haq_env.errors import InputError
+from haq_env.make import make_task
 from haq_env.policy import MAX_BITS, MIN_BITS, SCHEMA, Policy, as_bits
-from haq_env.task import make_task
 
 NAMES = ("stem", "blocks.0", "blocks.1", "head")
 BITS = np.array([[8, 8], [3, 2], [1, 7], [8, 8]])

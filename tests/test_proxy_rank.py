@@ -20,8 +20,8 @@ from scipy.stats import kendalltau, spearmanr
 
 from haq_env.data import load_dataset
 from haq_env.errors import InputError
+from haq_env.make import make_task
 from haq_env.policy import ACTIVATION, WEIGHT
-from haq_env.task import make_task
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -33,8 +33,8 @@ from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.evaluation.fingerprint import STEPS
+from haq_env.make import make_task
 from haq_env.policy import uniform
-from haq_env.task import make_task
 from haq_env.versions import processor
 from haq_env.yardstick import yardstick
 

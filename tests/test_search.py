@@ -14,11 +14,11 @@ from haq_env.data import Dataset, Split
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
+from haq_env.make import make_task
 from haq_env.search import SEARCH
 from haq_env.search.history import History, Trial, begin, measure
 from haq_env.search.mutation import mutate
 from haq_env.search.run import search_with_baseline
-from haq_env.task import make_task
 
 
 class Additive:

@@ -9,13 +9,13 @@ from torch.nn.functional import cross_entropy
 
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
+from haq_env.make import make_task
 from haq_env.policy import ACTIVATION, WEIGHT
 from haq_env.search.greedy import greedy_sensitivity
 from haq_env.search.hessian import fisher_traces, hutchinson_traces, top_eigenvalues
 from haq_env.search.history import Charge
 from haq_env.search.ilp import ilp_fit, least_sensitive
 from haq_env.search.sensitivity import METHODS, Sensitivity, measure_sensitivity
-from haq_env.task import make_task
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +224,7 @@ def test_the_same_seed_gives_the_same_table_and_leaves_everything_as_it_was(task
     assert not any(m._forward_pre_hooks for m in network.modules())
 
 
+@pytest.mark.slow
 def test_the_order_of_layers_by_their_trace_is_stable_across_probes(task):
     bench = task.evaluator.bench
     bench.network.restore()

@@ -26,19 +26,19 @@ from haq_env.agents.checkpoint import load_agent, save_agent
 from haq_env.agents.replay import EpisodeMemory
 from haq_env.agents.run import search_with_agent
 from haq_env.commands.search import Search
-from haq_env.env import QuantizationEnv, make_env
+from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
 from haq_env.layers import Layer, LayerTable
+from haq_env.make import make_env, make_task
 from haq_env.networks.bundled import WEIGHTS
 from haq_env.policy import Policy
 from haq_env.run_folder import open_folder
 from haq_env.search.history import History
 from haq_env.search.run import search_with_baseline
-from haq_env.task import make_task
 from haq_env.versions import versions
 
 ROOT = Path(__file__).parents[1]
@@ -300,7 +300,7 @@ def interrupt(*_args, **_kwargs):
         "haq_env.evaluation.trained.TrainedEvaluator.evaluate",
         "haq_env.final.choose",
         "haq_env.final.finish",
-        "haq_env.env.make_env",
+        "haq_env.make.make_env",
     ],
 )
 def test_ctrl_c_without_a_policy_to_write_is_exit_code_130_and_one_line(

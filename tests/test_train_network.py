@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.errors import InputError
+from haq_env.make import make_task
 from haq_env.networks import bundled, load_network
 from haq_env.networks.checkpoint import read_metadata, save_tensors
-from haq_env.task import make_task
 from haq_env.training.augment import augment
 from haq_env.training.resumable import train_in_pieces
 from haq_env.training.trainer import Trainer, Training

@@ -14,8 +14,8 @@ from haq_env import make_task
 from haq_env.agents.algorithms import ALGORITHMS
 from haq_env.agents.transfer import Source, apply_agent
 from haq_env.embedding import Scales, embed
-from haq_env.env import make_env
 from haq_env.errors import InputError
+from haq_env.make import make_env
 
 ROOT = Path(__file__).parent.parent
 TIER = ["--evaluator", "ptq_bn", "--final-steps", "0", "--final-seeds", "1", "--shortlist", "1"]
@@ -70,6 +70,7 @@ def test_a_search_that_starts_warm_plays_its_first_episode_with_what_was_learned
         assert (start[name] - end[name]).abs().max() < 0.2
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_agent_that_it_began_with_only(learned, tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(learned, source)
@@ -166,6 +167,7 @@ def test_scales_that_are_none_are_a_clear_error(scales):
         make_env("HAQ-BISMO-Edge-v0", scales=scales)
 
 
+@pytest.mark.slow
 def test_every_algorithm_can_be_transferred(tmp_path):
     from haq_env.agents.run import search_with_agent
 

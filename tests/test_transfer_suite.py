@@ -15,7 +15,6 @@ from verified_runs import made
 from haq_env.agents import transfer_methods
 from haq_env.agents.run import search_with_agent
 from haq_env.agents.transfer import Source, apply_agent
-from haq_env.env import make_env
 from haq_env.errors import InputError
 from haq_env.evaluation.measuring import Measurer
 from haq_env.leaderboard.charts import page_data
@@ -29,6 +28,7 @@ from haq_env.leaderboard.sweep import cells_of
 from haq_env.leaderboard.table import markdown
 from haq_env.leaderboard.verified import Verified
 from haq_env.leaderboard.verified_file import read_verified
+from haq_env.make import make_env
 
 EDGE = "digits-bismo-edge-w3a2"
 TRANSFERS = tuple(name for name, track in TRACKS.items() if track.suite == TRANSFER)

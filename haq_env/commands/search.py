@@ -197,7 +197,7 @@ class Search:
     def _environment(self, source: Source | None) -> QuantizationEnv:
         """Make the environment, and see that everything given fits it."""
         from haq_env.agents.algorithms import check_fits
-        from haq_env.env import make_env
+        from haq_env.make import make_env
 
         learned = {} if source is None else {"scales": source.scales}
         env = make_env(self.env, **self.task_settings(), **learned)

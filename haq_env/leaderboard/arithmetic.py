@@ -53,8 +53,8 @@ def arithmetic() -> str:
     """
     from haq_env.evaluation.device import one_thread
     from haq_env.evaluation.fingerprint import digest, raw
+    from haq_env.make import make_task
     from haq_env.policy import uniform
-    from haq_env.task import make_task
 
     evaluator = make_task().trained()
     with one_thread():

@@ -59,7 +59,7 @@ class Track:
 
     Attributes:
         name: what people call it, for example ``"digits-bismo-edge-w3a2"``.
-        settings: arguments of `haq_env.task.make_task`, without any path of a machine.
+        settings: arguments of `haq_env.make.make_task`, without any path of a machine.
         source: the track on which a method may have learned before; None outside `TRANSFER`.
         suite: what it is ranked in.
         images: `haq_env.data.Dataset.digest` of its images, where they are not in the package.
@@ -73,7 +73,7 @@ class Track:
 
     def task(self, **runtime: Any) -> Task:
         """Build the problem; ``runtime`` adds what decides no outcome: cache, workers, device."""
-        from haq_env.task import make_task
+        from haq_env.make import make_task
 
         return make_task(**{**self.settings, **runtime})
 

@@ -7,7 +7,6 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from haq_env.env import REWARD_SCALE
 from haq_env.search.history import History
 from haq_env.task import Task
 
@@ -38,7 +37,7 @@ class SearchProgress:
     def __call__(self, history: History) -> None:
         """Show the best evaluation; every new best gets a line that stays."""
         best = history.best
-        reward = REWARD_SCALE * (best.accuracy - self._task.float_accuracy)
+        reward = self._task.reward(best.accuracy)
         if best.accuracy > self._shown:
             self._shown = best.accuracy
             name = "uniform policy" if len(history) == 1 else f"episode {len(history) - 1}"
