@@ -14,7 +14,8 @@ from haq_env.leaderboard.protocol import SEEDS, Cell, Suite, find_track
 from haq_env.leaderboard.verified import Key, Scored, Verified, VerifiedRun
 
 BASELINE = "random"
-OWN = ("baselines", "transfer", "cifar10", "agents", "more", "law")  # this package's own submissions
+# this package's own submissions
+OWN = ("baselines", "transfer", "cifar10", "agents", "more", "law")
 PACKAGE = "haq-env"  # their owner
 
 
