@@ -8,8 +8,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import compare_agents
 import numpy as np
 import pytest
+from scripts import Done, run_main
 
 from haq_env.agents.methods import methods, search_method
 from haq_env.report.runs import read_csv, write_csv
@@ -21,10 +23,9 @@ SMALL = ["--tasks", "yardstick", "--methods", "random", "residual-ppo", "--seeds
 SMALL += ["--evaluations", "12", "--jobs", "1"]
 
 
-def compare(folder: Path, *argv: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), "--out", str(folder / "out")]
-    command += ["--results", str(folder / "results"), *argv]
-    return subprocess.run(command, capture_output=True, text=True)
+def compare(folder: Path, *argv: str) -> Done:
+    folders = ["--out", str(folder / "out"), "--results", str(folder / "results")]
+    return run_main(compare_agents.main, *folders, *argv)
 
 
 @pytest.fixture(scope="module")

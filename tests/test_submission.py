@@ -7,17 +7,17 @@ import re
 import resource
 import secrets
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import leaderboard
 import pytest
 from leaderboard_folders import SUBMISSIONS
 from leaderboard_report import Report
 from leaderboard_submit import chosen, holes
 from leaderboard_verify import Verify
 from rich.console import Console
+from scripts import Done, run_main
 
 from haq_env.data import load_dataset
 from haq_env.data.store import cache_folder
@@ -371,11 +371,9 @@ def test_the_documented_way_for_ones_own_search_makes_a_submission(tmp_path, mon
 
 @pytest.mark.slow
 def test_the_exit_code_of_verify_is_the_number_of_failures(submitted, choice, tmp_path):
-    def command(*folders: Path) -> subprocess.CompletedProcess:
+    def command(*folders: Path) -> Done:
         argv = ["verify", *map(str, folders), "--cache", str(choice.cache), "--jobs", "1"]
-        return subprocess.run(
-            [sys.executable, str(SCRIPT), *argv], capture_output=True, text=True, timeout=300
-        )
+        return run_main(leaderboard.main, *argv)
 
     verify(read_submission(submitted), choice)
     wrong, broken = tmp_path / "wrong", tmp_path / "broken"

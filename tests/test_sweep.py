@@ -14,7 +14,9 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
+import leaderboard as script
 import pytest
+from scripts import Done, run_main
 
 from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
@@ -52,9 +54,8 @@ def table(store: Store) -> list[Outcome]:
     return [replace(outcome, seconds=0.0) for outcome in store.outcomes()]
 
 
-def leaderboard(*argv: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def leaderboard(*argv: str) -> Done:
+    return run_main(script.main, *argv)
 
 
 # -- the store ---------------------------------------------------------------------------------

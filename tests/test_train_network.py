@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_network
 from safetensors.torch import load_file
+from scripts import run_main
 
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.errors import InputError
@@ -95,19 +97,19 @@ def test_a_training_goes_on_with_the_images_it_began_with_only(tmp_path):
 @pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_was(unbroken, tmp_path):
     out = tmp_path / "v2.safetensors"
-    command = [sys.executable, str(SCRIPT), *SETTINGS, "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    argv = [*SETTINGS, "--out", str(out)]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *argv], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not out.with_suffix(".state").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_main(train_network.main, *argv)
     assert done.returncode == 0, done.stderr
     assert "0 of 3 epochs are done" not in done.stdout
     assert same_bits(out, unbroken)
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = run_main(train_network.main, *argv)
     assert "epoch" not in again.stdout
     assert "Written" in again.stdout
 
@@ -317,9 +319,9 @@ def test_a_place_that_cannot_be_written_is_known_before_the_first_epoch(tmp_path
         brief(tmp_path / "v2.pt")
 
 
-def test_the_script_says_what_is_wrong_in_one_line(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--network", "resnet20", "--dataset", "cifar10:nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+def test_the_script_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_main(train_network.main, "--network", "resnet20", "--dataset", "cifar10:nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("error: CIFAR-10 folder nowhere does not exist")
     assert len(done.stderr.strip().splitlines()) == 1

@@ -2,17 +2,18 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transfer
+from scripts import Done, run_main
 
 from haq_env import make_task
 from haq_env.agents.algorithms import ALGORITHMS
 from haq_env.agents.transfer import Source, apply_agent
+from haq_env.cli import main
 from haq_env.embedding import Scales, embed
 from haq_env.errors import InputError
 from haq_env.make import make_env
@@ -21,9 +22,8 @@ ROOT = Path(__file__).parent.parent
 TIER = ["--evaluator", "ptq_bn", "--final-steps", "0", "--final-seeds", "1", "--shortlist", "1"]
 
 
-def train(*argv: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "train_agent.py"), *argv]
-    return subprocess.run(command, capture_output=True, text=True)
+def train(*argv: str) -> Done:
+    return run_main(main, "search", *argv)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,6 @@ def test_the_benchmark_takes_no_agent_of_unknown_origin_and_not_nothing(argv, co
     folder = tmp_path / "HAQ-BISMO-Edge-Residual-v0-ppo-300-0"
     folder.mkdir()
     (folder / "settings.json").write_text("{}")
-    command = [sys.executable, str(ROOT / "benchmarks" / "transfer.py"), "--out", str(tmp_path)]
-    done = subprocess.run([*command, *argv], capture_output=True, text=True)
+    done = run_main(transfer.main, "--out", str(tmp_path), *argv)
     assert done.returncode == 2
     assert complaint in done.stderr
