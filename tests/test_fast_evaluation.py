@@ -306,6 +306,7 @@ def test_a_batch_that_is_interrupted_leaves_what_it_has_measured(tier, monkeypat
     assert task.evaluator.seconds > 0
 
 
+@pytest.mark.slow
 def test_an_evolution_of_the_bundled_network_is_the_same_with_shared_beginnings():
     runs = [
         SEARCH["evolution"](make_task(evaluator="ptq_bn", reuse=reuse), 40, 0) for reuse in (512, 0)
@@ -351,6 +352,7 @@ def test_the_bound_holds_as_often_as_it_says():
     assert upper_bound(0, 449, 450, 0.05) <= 1 / 450
 
 
+@pytest.mark.slow
 def test_early_stopping_finds_the_same_winner_with_fewer_images():
     full = make_task(evaluator="ptq_bn")
     fast = make_task(evaluator="ptq_bn", early_stopping=0.05)

@@ -198,6 +198,7 @@ def test_the_class_of_an_evaluator_is_no_evaluator():
 # -- networks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_network_that_splits_its_channels_is_measured_without_finetuning():
     torch.manual_seed(0)
     net = models.shufflenet_v2_x0_5(num_classes=10).eval()

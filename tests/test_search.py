@@ -94,7 +94,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("evaluations", [1, 2, 7, 50])
+@pytest.mark.parametrize("evaluations", [1, 2, 7, 30])
 def test_a_method_spends_exactly_the_evaluations_it_is_given(name, evaluations):
     task = problem(name)
     history = SEARCH[name](task, evaluations, seed=0)

@@ -78,6 +78,7 @@ def test_plain_evaluator_measures_eight_bits_like_the_float_network(subject):
     assert plain.evaluate(bits).accuracy == pytest.approx(ours.float_accuracy, abs=2)
 
 
+@pytest.mark.slow
 def test_one_section_runs_quickly_and_prints_its_lines(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "speed.py"), "--quick", "--only", "inference"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)

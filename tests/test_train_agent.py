@@ -860,6 +860,7 @@ def crash_at(monkeypatch, agent_class, owner, method, after, call):
     monkeypatch.setattr(owner, method, crashing)
 
 
+@pytest.mark.slow
 def test_a_second_crash_while_catching_up_loses_no_measurement(tmp_path, monkeypatch):
     measured: list[bytes] = []
     limit = [13]

@@ -83,6 +83,7 @@ def test_the_second_policy_is_what_the_trained_agent_decides_without_a_search(
     assert history[1].accuracy == decided.accuracy
 
 
+@pytest.mark.slow
 def test_what_was_learned_on_the_source_is_the_charge_and_nothing_is_measured_twice(
     tmp_path, monkeypatch
 ):

@@ -32,8 +32,10 @@ def made(
             )
 
         steps = [(1, score(task.uniform()))]
-        for evaluation in range(2, budget + 1, 4 + rank):
-            found = score(task.project(rng.integers(2, 9, task.uniform().shape)))
+        evaluations = range(2, budget + 1, 4 + rank)
+        drawn = rng.integers(2, 9, (len(evaluations), *task.uniform().shape))
+        for evaluation, bits in zip(evaluations, task.project(drawn), strict=True):
+            found = score(bits)
             if found.accuracy > steps[-1][1].accuracy:
                 steps.append((evaluation, found))
         cell = Cell(track, method, seed, budget)
