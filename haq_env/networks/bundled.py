@@ -35,6 +35,17 @@ class Trained:
     dataset_options: tuple[tuple[str, Any], ...] = ()
 
 
+def build_for(data: Dataset, width: float) -> dict[str, Any]:
+    """Return the keyword arguments of `load_network` for a network of these images and classes."""
+    channels, side, _ = data.input_shape
+    return {
+        "classes": data.classes,
+        "image_size": side,
+        "width": width,
+        "in_channels": channels,
+    }
+
+
 def find_trained(
     network: str | nn.Module,
     dataset: str | Dataset,

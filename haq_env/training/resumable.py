@@ -17,6 +17,7 @@ from haq_env.data import DATASETS, Dataset, dataset_name, load_dataset
 from haq_env.errors import InputError
 from haq_env.files import replace_file
 from haq_env.networks import NETWORKS, load_network
+from haq_env.networks.bundled import build_for
 from haq_env.networks.checkpoint import read_metadata, save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
 from haq_env.networks.trace import trace
@@ -112,13 +113,7 @@ def train_in_pieces(
         raise InputError(f"the file of the weights must be called FILE.safetensors, not {out}.")
     options = {} if image_size is None else {"size": image_size}
     data = load_dataset(dataset, **options)
-    channels, side, _ = data.input_shape
-    build: dict[str, Any] = {
-        "classes": data.classes,
-        "image_size": side,
-        "width": width,
-        "in_channels": channels,
-    }
+    build = build_for(data, width)
     settings = {
         "network": network,
         "dataset": dataset_name(dataset),

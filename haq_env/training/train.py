@@ -15,6 +15,7 @@ from haq_env.evaluation.device import find_device
 from haq_env.evaluation.finetune import Images, accuracy, finetune
 from haq_env.evaluation.recipe import Recipe
 from haq_env.networks import load_network
+from haq_env.networks.bundled import build_for
 from haq_env.networks.checkpoint import check_writable, save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
 from haq_env.networks.trace import trace
@@ -64,13 +65,7 @@ def train_float(
     where = find_device(device)
     options = {} if image_size is None else {"size": image_size}
     data = load_dataset(dataset, **options)
-    channels, side, _ = data.input_shape
-    build: dict[str, Any] = {
-        "classes": data.classes,
-        "image_size": side,
-        "width": width,
-        "in_channels": channels,
-    }
+    build = build_for(data, width)
     module = load_network(network, **build, seed=seed).to(where)
     images = {part: Images(getattr(data, part), data, where) for part in ("train", "val", "test")}
     recipe = Recipe(
