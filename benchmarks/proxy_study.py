@@ -24,6 +24,7 @@ from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.make import make_task
 from haq_env.networks.bundled import find_trained
 from haq_env.policy import ACTIVATION, WEIGHT, Bits, to_digits
+from haq_env.report.scores import Array
 from haq_env.search.sensitivity import METHODS, measure_sensitivity
 from haq_env.space import BitSpace
 from haq_env.task import Task
@@ -32,7 +33,8 @@ from haq_env.versions import processor
 RESULTS = Path(__file__).parent / "results"
 WIDTHS = (2, 3, 4, 5)
 FEWEST = 4  # policies, for a correlation
-CEILING = "another seed of the full finetune"
+CEILING = "one seed of it, against another one"
+ON_THEM = "the full finetune, on those images"
 
 
 @dataclass(frozen=True)
@@ -187,15 +189,18 @@ class Study:
                 record["full"][seed] = self._evaluator.final(bits, self.full, int(seed))
                 write(path, record)
 
+    @property
+    def missing(self) -> list[str]:
+        """Names of the sensitivity tables that have not been measured."""
+        return [name for name in self.settings.sensitivities if not self.table(name).exists()]
+
     def tables(self, console: Console) -> None:
         """Measure the sensitivities that are missing."""
-        for method in self.settings.sensitivities:
-            path = self.folder / f"sensitivity-{method}.json"
-            if not path.exists():
-                found = measure_sensitivity(self.task, method, self.settings.seed)
-                predicted = found.predict(self.policies).tolist()
-                write(path, {"predicted": predicted, "seconds": found.charge.seconds})
-                console.print(f"{self.network}: {method}, {found.charge.seconds:.0f} s")
+        for method in self.missing:
+            found = measure_sensitivity(self.task, method, self.settings.seed)
+            predicted = found.predict(self.policies).tolist()
+            write(self.table(method), {"predicted": predicted, "seconds": found.charge.seconds})
+            console.print(f"{self.network}: {method}, {found.charge.seconds:.0f} s")
 
     @property
     def full_seeds(self) -> list[str]:
@@ -216,23 +221,37 @@ class Study:
                 found[number] = record
         return found
 
+    def measured(self, known: dict[int, dict[str, Any]], half: str = "test") -> Array:
+        """Return accuracies after the full finetuning, float64 [policies, seeds].
+
+        Args:
+            known: what `complete` returns.
+            half: "test" for the images of the truth, "val" for those of the proxies.
+        """
+        return np.array([[r["full"][s][half] for s in self.full_seeds] for r in known.values()])
+
     def rankings(self) -> Iterator[tuple[str, Ranking]]:
         """Yield every proxy with how well it ranks the policies that are complete."""
         known = self.complete()
         if len(known) < FEWEST:
             return
         numbers = list(known)
-        full = np.array([[r["full"][s]["test"] for s in self.full_seeds] for r in known.values()])
+        full = self.measured(known)
         truth = full.mean(axis=1)
         for name in self.short:
             yield name, ranking(np.array([r["proxies"][name] for r in known.values()]), truth)
         for method in self.settings.sensitivities:
-            path = self.folder / f"sensitivity-{method}.json"
+            path = self.table(method)
             if path.exists():
                 yield method, ranking(-np.array(read(path)["predicted"])[numbers], truth)
+        same = self.measured(known, "val")
+        yield ON_THEM, ranking(same.mean(axis=1), truth)
         if len(self.full_seeds) > 1:
-            first = [record["full"][self.full_seeds[0]]["val"] for record in known.values()]
-            yield CEILING, ranking(np.array(first), full[:, 1])
+            yield CEILING, ranking(same[:, 0], full[:, 1])
+
+    def table(self, method: str) -> Path:
+        """Return the file of a sensitivity table."""
+        return self.folder / f"sensitivity-{method}.json"
 
     @property
     def _evaluator(self) -> TrainedEvaluator:

@@ -68,6 +68,20 @@ def ranking(proxy: Array, truth: Array, seed: int = 0, repetitions: int = REPETI
     return Ranking(estimates[0], estimates[1], _overlap(proxy, truth), len(proxy))
 
 
+def reliability(measured: Array) -> float:
+    """Return how much of the spread of mean accuracies is of the policies and not of the seeds.
+
+    Cronbach's alpha, float64 [N policies, S seeds] to a number up to 1, below 0 where seeds
+    disagree; NaN for a single seed or policies that are all alike. Its square root is about the
+    correlation that a proxy without any noise would have with the mean over the seeds.
+    """
+    count = measured.shape[1]
+    total = measured.sum(axis=1).var(ddof=1)
+    if count < 2 or not total > 0:
+        return float("nan")
+    return float(count / (count - 1) * (1 - measured.var(axis=0, ddof=1).sum() / total))
+
+
 def spearman(x: Array, y: Array) -> Array:
     """Return Spearman's rho of every row, [rows, N] to [rows]; NaN where a row is constant.
 

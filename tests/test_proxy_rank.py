@@ -15,7 +15,7 @@ import numpy as np
 import proxy_rank
 import proxy_study
 import pytest
-from ranking import kendall, ranking, spearman
+from ranking import kendall, ranking, reliability, spearman
 from scipy.stats import kendalltau, spearmanr
 
 from haq_env.data import load_dataset
@@ -42,6 +42,19 @@ def test_rank_correlations_are_scipys_and_their_intervals_hold_them():
     assert ranking(-truth, truth, repetitions=50).spearman.value == pytest.approx(-1)
     assert ranking(-truth, truth, repetitions=50).overlap == 0
     assert ranking(truth**3, truth, repetitions=50).overlap == 1
+
+
+def test_the_reliability_of_a_mean_bounds_what_a_perfect_proxy_can_reach():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=20_000)
+    for noise, seeds in ((1.0, 2), (2.0, 6), (0.1, 3)):
+        measured = truth[:, None] + noise * rng.normal(size=(truth.size, seeds))
+        expected = 1 / (1 + noise**2 / seeds)
+        assert reliability(measured) == pytest.approx(expected, abs=0.02)
+        reached = np.corrcoef(truth, measured.mean(axis=1))[0, 1]
+        assert reached == pytest.approx(np.sqrt(expected), abs=0.02)
+    assert np.isnan(reliability(truth[:, None]))
+    assert np.isnan(reliability(np.ones((5, 3))))
 
 
 def test_what_is_the_same_for_all_policies_ranks_nothing():
