@@ -149,8 +149,8 @@ def section(study: Study) -> str:
         state = "not decided"  # too few, or not even the full finetuning would pass
     default = passed[0] if passed else "none"
     lines.append(
-        f"{state}: ptq_bn has a rho of {GATE} or more ({rhos['ptq_bn']:.2f}). Cheapest tier that "
-        f"reaches it: {default}.\n"
+        f"{state}: ptq_bn has a rho of {GATE} or more ({rhos['ptq_bn']:.2f}; the full finetuning "
+        f"on those images {rhos[ON_THEM]:.2f}). Cheapest tier that reaches it: {default}.\n"
     )
     return "\n".join(lines)
 
@@ -176,8 +176,8 @@ def report(settings: Settings, studies: list[Study]) -> Path:
         f"# Proxies of the accuracy after finetuning, on {settings.name}\n\n`{command}`"
         f"{' (--quick: not for the record)' if settings.quick else ''}\n\n"
         "In brackets: 95 % bootstrap intervals over policies. Sensitivities: minus the predicted "
-        f'sum. "{ON_THEM}" is the truth, but measured on the images of the proxies: more than '
-        f'that no proxy can tell. "{CEILING}" is what a single full finetuning would tell. By '
+        f'sum. "{ON_THEM}" is the truth, but measured on the images of the proxies: where that '
+        f'does not rank policies, there are too few images. "{CEILING}" is one full finetuning. By '
         "chance, a quarter of the best quarter is in common.\n\n"
         f"haq-env {haq_env.__version__}, torch {torch.__version__}"
         f"{'; ' if notes else ''}{', '.join(notes)}\n"
