@@ -56,7 +56,7 @@ def verdicts(board: Board, cells: Sequence[TableCell]) -> list[ClaimVerdict]:
 
 
 def in_block(cells: Sequence[TableCell], network: str, block: str) -> list[TableCell]:
-    """List a network's cells of one block: the paper's, the tighter one if it is there."""
+    """List a network's cells of one block: the paper's, tighter ones if they are there."""
     about = BLOCKS[block]
     row = [TableCell(network, block, budget) for budget in about.all_budgets]
     return [cell for cell in row if cell in cells or cell.budget in about.budgets]

@@ -113,7 +113,7 @@ class Settings(OfDataset):
     results: Path = RESULTS
     """Folder of the tables."""
     tighter: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Run a budget below the paper's, too, in every block that has one, after the paper's cells."""
+    """Run budgets below the paper's, too, in every block that has some, after the paper's cells."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Two cells, two methods, few evaluations, one seed: minutes, and into OUT/quick."""
     report_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

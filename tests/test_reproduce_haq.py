@@ -129,7 +129,7 @@ def test_what_was_not_run_decides_nothing_and_is_shown_as_not_run():
 
 
 def test_a_budget_below_the_papers_counts_where_it_was_run_and_is_no_part_of_the_table_elsewhere():
-    tighter = TableCell("resnet20", "edge-latency", BLOCKS["edge-latency"].tighter)
+    tighter = TableCell("resnet20", "edge-latency", *BLOCKS["edge-latency"].tighter)
     paper = cells("resnet20", "edge-latency")
     ours = {tighter: 59.0, **dict(zip(paper, (63.0, 62.0, 61.0), strict=True))}
     results = [eight("resnet20", "linear", 64.0)]
