@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,9 +227,8 @@ class Budget:
         slots[layer, side] = order = np.arange(len(layer))
         rows = np.arange(len(flat))
         slack = self.limit * (1 + ROUNDING) - self.cost(flat)
-        highest = self.space.highest
-        prices = [self._price(flat, *step, highest) for step in self.space.steps]
-        price = np.stack(prices, axis=1)
+        w, a = flat[:, layer, WEIGHT], flat[:, layer, ACTIVATION]
+        price = self._prices[layer, w - 1, a - 1, side]
         rank = _rank(flat[:, layer, side], asked[:, layer, side]) * len(layer) + order
         rank = rank.astype(np.int32)
         never = np.iinfo(rank.dtype).max
@@ -248,23 +247,29 @@ class Budget:
             rank[here, best] = (
                 _rank(flat[here, at, which], asked[here, at, which]) * len(layer) + best
             )
+            w, a = flat[here, at].T
+            new = self._prices[at, w - 1, a - 1]
             for other in (WEIGHT, ACTIVATION):  # the price of either side depends on both
                 slot = slots[at, other]
-                new = self._price(flat, at, other, highest)
-                price[here[slot >= 0], slot[slot >= 0]] = new[slot >= 0]
+                searched = slot >= 0
+                price[here[searched], slot[searched]] = new[searched, other]
         return np.asarray(done)
 
-    def _price(self, flat: Bits, layer: Any, side: int, highest: Bits) -> Grid:
-        """What one more bit would cost each policy, float64 [N]; infinite where there is none."""
-        rows = np.arange(len(flat))
-        pair = flat[rows, layer] - 1
-        more = pair.copy()
-        more[:, side] += 1
-        full = more[:, side] >= highest[layer, side]
-        more[:, side] -= full
+    @cached_property
+    def _prices(self) -> Grid:
+        """What one more bit costs, [L, 8, 8, 2]: layer, w_bits - 1, a_bits - 1, side.
+
+        Infinite where the side has its largest width.
+        """
         grid = self.table.grid(self.metric)
-        added = grid[layer, more[:, 0], more[:, 1]] - grid[layer, pair[:, 0], pair[:, 1]]
-        return np.where(full, np.inf, added)
+        prices = np.full((*grid.shape, 2), np.inf)
+        prices[:, :-1, :, WEIGHT] = np.diff(grid, axis=1)
+        prices[:, :, :-1, ACTIVATION] = np.diff(grid, axis=2)
+        bits = np.arange(1, MAX_BITS + 1)
+        full = bits >= self.space.highest[:, :, None]  # [L, 2, 8]
+        prices[..., WEIGHT][np.broadcast_to(full[:, WEIGHT, :, None], grid.shape)] = np.inf
+        prices[..., ACTIVATION][np.broadcast_to(full[:, ACTIVATION, None, :], grid.shape)] = np.inf
+        return prices
 
 
 def _rank(bits: Bits, asked: Bits) -> Bits:
