@@ -123,7 +123,7 @@ def search(quick: bool, episodes: int) -> list[Row]:
     cache only what is asked twice. Giving up while finetuning was tried on the losses of 300
     policies of haq-ddpg and evolution: they rank with the final accuracy by 0.93 and 0.79 half-way,
     and an upper bound of a forecast from them (two standard deviations) spares a quarter of the
-    steps without losing the winner. That would give some 2.4 x, not 5.
+    steps without losing the winner. That would not give 5 x either.
     """
     episodes = 4 if quick else episodes
     module, layers, data = digits()
