@@ -55,6 +55,8 @@ def evaluation(quick: bool, _: int) -> list[Row]:
     10,000, and the product re-estimates on 512. "int8" is the product's integer inference, "float"
     its default. The networks are untrained, so that predictions nearly tie; that integers agree is
     tested on trained ones (tests/test_integer.py) and not asked for here.
+    Without VNNI integer convolutions take 0.26 to 0.51 of the float time (section inference) and
+    not 0.12 to 0.36: there the targets are missed, by a quarter at most.
     """
     inference_choice.AGREEMENT = 0.0
     rows = []
@@ -129,7 +131,12 @@ def inference(quick: bool, _: int) -> list[Row]:
 
 
 def step(quick: bool, _: int) -> list[Row]:
-    """Finetuning: forward, backward, SGD, with the product's own loop and its gathering of data."""
+    """Finetuning: forward, backward, SGD, with the product's own loop and its gathering of data.
+
+    Plain steps of ResNet-20 take 1.2 to 1.3 of the float step, those of MobileNets 1.5 to 2.5: its
+    convolutions are dense, so that quantizers are a smaller part. 1.6 times as fast as plain is then
+    0.77 of the float step, and ours takes 0.85 to 0.91.
+    """
     rows = []
     count = 2
     for net in (
