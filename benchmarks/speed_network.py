@@ -134,8 +134,8 @@ def step(quick: bool, _: int) -> list[Row]:
     """Finetuning: forward, backward, SGD, with the product's own loop and its gathering of data.
 
     Plain steps of ResNet-20 take 1.2 to 1.3 of the float step, those of MobileNets 1.5 to 2.5: its
-    convolutions are dense, so that quantizers are a smaller part. 1.6 times as fast as plain is then
-    0.77 of the float step, and ours takes 0.85 to 0.91.
+    convolutions are dense, so that quantizers are a smaller part. 1.6 times as fast as plain is
+    then 0.77 of the float step, and ours takes 0.85 to 0.91.
     """
     rows = []
     count = 2
