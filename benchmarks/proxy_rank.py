@@ -120,7 +120,8 @@ def section(study: Study) -> str:
     if len(known) < FEWEST:
         return f"{lines[0]}\nNot run: {len(known)} of {len(study.policies)} policies.\n"
     costs = study.task.budget.cost(study.policies[list(known)]) / study.task.budget.reference
-    truth = study.measured(known).mean(axis=1)
+    measured = study.measured(known)
+    truth = measured.mean(axis=1)
     lines.append(
         f"{len(known)} of {len(study.policies)} policies; {study.images[0]} images for proxies, "
         f"{study.images[1]} others for the truth, which is {truth.min():.2f} to "
@@ -128,7 +129,7 @@ def section(study: Study) -> str:
         f"{costs.min():.3f} to {costs.max():.3f} of 8 bits. Full finetune: {study.full.steps} "
         f"steps of {study.full.batch_size} images, seeds: {len(study.full_seeds)}."
     )
-    trust = reliability(study.measured(known))
+    trust = reliability(measured)
     if math.isfinite(trust):
         lines.append(
             f"Reliability of the truth over its seeds (Cronbach's alpha): {trust:.2f}, so that a "
@@ -145,8 +146,7 @@ def section(study: Study) -> str:
     cheapest = sorted(study.short, key=lambda name: study.short[name].steps)
     passed = [name for name in cheapest if rhos[name] >= GATE]
     state = "met" if rhos["ptq_bn"] >= GATE else "NOT MET"
-    if len(known) < ENOUGH or (state == "NOT MET" and not rhos[ON_THEM] >= GATE):
-        state = "not decided"  # too few, or not even the full finetuning would pass
+    state = state if len(known) >= ENOUGH else "not decided"
     default = passed[0] if passed else "none"
     lines.append(
         f"{state}: ptq_bn has a rho of {GATE} or more ({rhos['ptq_bn']:.2f}; the full finetuning "

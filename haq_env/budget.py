@@ -265,10 +265,9 @@ class Budget:
         prices = np.full((*grid.shape, 2), np.inf)
         prices[:, :-1, :, WEIGHT] = np.diff(grid, axis=1)
         prices[:, :, :-1, ACTIVATION] = np.diff(grid, axis=2)
-        bits = np.arange(1, MAX_BITS + 1)
-        full = bits >= self.space.highest[:, :, None]  # [L, 2, 8]
-        prices[..., WEIGHT][np.broadcast_to(full[:, WEIGHT, :, None], grid.shape)] = np.inf
-        prices[..., ACTIVATION][np.broadcast_to(full[:, ACTIVATION, None, :], grid.shape)] = np.inf
+        full = np.arange(1, MAX_BITS + 1) >= self.space.highest[:, :, None]  # [L, 2, 8]
+        prices[full[:, WEIGHT], :, WEIGHT] = np.inf
+        prices.swapaxes(1, 2)[full[:, ACTIVATION], :, ACTIVATION] = np.inf
         return prices
 
 

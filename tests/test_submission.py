@@ -46,7 +46,6 @@ from haq_env.policy import from_digits, to_digits
 
 TRACK = "digits-bismo-edge-w3a2"
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "leaderboard.py"
 ABOUT = Manifest("A test", ("Ada", "Grace"), settings={"mutations": "3"}, tuning_seeds=(100,))
 
 

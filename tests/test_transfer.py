@@ -18,7 +18,6 @@ from haq_env.embedding import Scales, embed
 from haq_env.errors import InputError
 from haq_env.make import make_env
 
-ROOT = Path(__file__).parent.parent
 TIER = ["--evaluator", "ptq_bn", "--final-steps", "0", "--final-seeds", "1", "--shortlist", "1"]
 
 
