@@ -25,7 +25,7 @@ from haq_env.leaderboard.verified_file import FILE, read_verified, write_verifie
 from haq_env.leaderboard.verify import Choice, Verdict, verify
 
 MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
-CACHE = "verify.sqlite"  # in the folder of data
+CACHE = "verify-{}.sqlite"  # in the folder of data; its arithmetic
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class Verify:
         seed = secrets.randbelow(2**31) if self.seed is None else self.seed
         if self.sample is not None:
             _say(console, f"{folder}: {self.sample} runs, drawn with --seed {seed}")
-        cache = cache_folder() / CACHE if self.cache is None else self.cache
+        own = cache_folder() / CACHE.format(arithmetic())  # another one has other answers
+        cache = own if self.cache is None else self.cache
         choice = Choice(self.sample, seed, cache, self.jobs)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(

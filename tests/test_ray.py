@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray: tests tell 
 os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 starves on a busy machine
 
 from haq_env.errors import InputError
+from haq_env.leaderboard.arithmetic import AVX2
 from haq_env.leaderboard.engines import cluster, start_engine
 from haq_env.leaderboard.protocol import Cell, Track
 from haq_env.leaderboard.store import Store
@@ -113,3 +114,8 @@ def test_the_same_command_runs_on_a_cluster(tmp_path, nodes):
     assert "1 done" in done.stdout
     (outcome,) = Store(tmp_path / "quick").outcomes()
     assert outcome.evaluations == 2
+    told = "from haq_env.leaderboard.arithmetic import arithmetic; print(arithmetic())"
+    here = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, env=os.environ | AVX2
+    )
+    assert outcome.arithmetic == here.stdout.strip()  # the nodes are told how to add, too
