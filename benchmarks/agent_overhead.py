@@ -17,14 +17,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import stable_baselines3
 import torch
+import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -32,6 +34,7 @@ from torch.nn.functional import mse_loss
 
 import haq_env
 from haq_env.agents.algorithms import ALGORITHMS, FUSED, make_agent
+from haq_env.agents.haq_switches import HaqSwitches
 from haq_env.agents.run import search_with_agent
 from haq_env.env import QuantizationEnv
 from haq_env.evaluation import Evaluation
@@ -44,6 +47,14 @@ STEPS = 42
 SHORT, WARMUP = 10, 2  # episodes of the shorter search, and how many of them are random
 BATCH, TAU = 64, 0.01
 ROUNDS, UPDATES = 20, 25
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Measure what the agents cost beside the evaluations."""
+
+    full: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Measure two searches in whole, too."""
 
 
 class Free:
@@ -153,7 +164,7 @@ def updates() -> tuple[dict[str, float], list[tuple[str, str, str]]]:
     bare = {
         "bare 128-128": Bare((128, 128), 1e-3, fused=False),
         "bare 128-128, fused Adam": Bare((128, 128), 1e-3, fused=True),
-        "bare 400-300, fused Adam": Bare((400, 300), 1e-3, fused=True),
+        "bare 300-300, fused Adam": Bare(HaqSwitches().hidden, 1e-3, fused=True),
     }
     contenders: dict[str, Callable[[int], None]] = {
         name: lambda count, agent=agent: agent.train(count, BATCH)  # type: ignore[misc]
@@ -165,7 +176,7 @@ def updates() -> tuple[dict[str, float], list[tuple[str, str, str]]]:
         ("ddpg, SB3's n-step memory", "ddpg, SB3's n-step memory", "bare 128-128"),
         ("ddpg, fused Adam on both sides", "ddpg, fused Adam", "bare 128-128, fused Adam"),
         ("ddpg, fused Adam, to plain bare", "ddpg, fused Adam", "bare 128-128"),
-        ("haq-ddpg, fused Adam on both sides", "haq-ddpg", "bare 400-300, fused Adam"),
+        ("haq-ddpg, fused Adam on both sides", "haq-ddpg", "bare 300-300, fused Adam"),
     ]
     return interleaved(contenders), compared
 
@@ -211,6 +222,7 @@ def step_microseconds() -> float:
 
 def main() -> None:
     """Measure, print, write."""
+    settings = tyro.cli(Settings, description=__doc__)
     torch.set_num_threads(1)
     micro, compared = updates()
     rows: list[tuple[str, str, str, bool | None]] = []
@@ -222,7 +234,7 @@ def main() -> None:
     for name in ALGORITHMS:
         minutes = search_minutes(name)
         rows.append((f"search: {name}", f"{minutes:.2f} min", f"{MINUTES:g}", minutes <= MINUTES))
-    if "--full" in sys.argv:
+    if settings.full:
         for name in ("ddpg", "sac"):
             minutes = full_minutes(name)
             text = f"{minutes:.2f} min"

@@ -8,6 +8,7 @@ if one is not met. Times are of this machine; what is promised are bounds and ra
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -68,6 +69,7 @@ def episode(env: QuantizationEnv, rng: np.random.Generator) -> float:
 
 def main() -> None:
     """Measure and print."""
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there is nothing to set
     rng = np.random.default_rng(0)
     rows = [
         (

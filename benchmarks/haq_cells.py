@@ -149,7 +149,10 @@ class Watched(TrainedEvaluator):
         seed: int,
         parts: tuple[str, ...] = ("val", "test"),
     ) -> dict[str, float]:
-        """Finetune and measure on both splits, unless the answer is on the disk already."""
+        """Finetune and measure, unless the answer is on the disk already.
+
+        Both splits are measured, whatever is asked for: what is kept serves later questions, too.
+        """
         policy = None if bits is None else bits.tolist()
         asked = {
             "arithmetic": self.kernels(bits),

@@ -278,7 +278,8 @@ def heading(settings: Settings, protocol: Protocol, board: Board, rows: Collecti
             given.append(f"--{name.replace('_', '-')} {getattr(settings, name)}")
     given.append(f"--candidates {settings.candidates} --device {settings.device}")
     given.append(f"--threads {settings.threads}")
-    given += [f"--{name}" for name in ("tighter", "quick") if getattr(settings, name)]
+    tighter = any(row.block and row.budget in BLOCKS[row.block].tighter for row in rows)
+    given += ["--tighter"] * tighter + ["--quick"] * settings.quick
     if settings.weights is not None:
         given.append("--weights FOLDER")
     for name in ("networks", "blocks", "methods"):

@@ -7,6 +7,7 @@ Timings are shown as met or not met; they do not decide the exit status.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import platform
@@ -258,6 +259,7 @@ def show(title: str, columns: tuple[str, ...], rows: list[list[str]], console: C
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # there is nothing to set
     console = Console() if sys.stdout.isatty() else Console(width=WIDE)
     names = ("mobilenet_v1", "mobilenet_v2", "resnet50")
     networks = {name: load_layers(name, image_size=224) for name in names}

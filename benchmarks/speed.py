@@ -1,4 +1,4 @@
-"""How fast the product is against HAQ written down plainly, on this machine.
+"""How fast this package is against HAQ written down plainly, on this machine.
 
     python benchmarks/speed.py [--only evaluation] [--quick]
 
@@ -42,7 +42,8 @@ RESULTS = Path(__file__).parent / "results" / "speed.md"
 HEAD = """# Speed
 
 `python benchmarks/speed.py`, or `--only SECTION` for one of them. Ratios are of processor time,
-medians of contenders that take turns; what is compared with is `benchmarks/plain_haq.py`.
+medians over turns of each turn's ratio; behind "~" are the medians of both sides, whose ratio can
+be another one. What is compared with is `benchmarks/plain_haq.py`.
 """
 
 # Each takes "quick" and the number of episodes of a search.
@@ -80,7 +81,7 @@ Section = Literal[
 
 @dataclass(frozen=True)
 class Settings:
-    """Measure the speed of the product against HAQ written down plainly."""
+    """Measure the speed of this package against HAQ written down plainly."""
 
     only: Section | None = None
     """Run one section."""

@@ -101,12 +101,12 @@ class Times:
         return median_ratio(self.cpu[name], self.cpu[other])
 
     def text(self, name: str, other: str) -> str:
-        """The ratio, that of wall time, and the medians in milliseconds."""
+        """The median ratio, that of wall time, and the medians of both sides in milliseconds."""
         wall = median_ratio(self.wall[name], self.wall[other])
         pair = " / ".join(
             f"{1000 * statistics.median(self.cpu[each]):.4g}" for each in (name, other)
         )
-        return f"{self.ratio(name, other):.3g} (wall {wall:.3g}) = {pair} ms"
+        return f"{self.ratio(name, other):.3g} (wall {wall:.3g}) ~ {pair} ms"
 
     def faster(self, figure: str, name: str, other: str, bound: float) -> Row:
         """One contender must be at least `bound` times as fast as another."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import plain_haq
@@ -52,15 +53,19 @@ def evaluation(quick: bool, _: int) -> list[Row]:
     """One policy: clips, re-estimation of batch norm, validation; no finetuning.
 
     Twenty images are validated for every one that batch norm is re-estimated on: HAQ validates
-    10,000, and the product re-estimates on 512. "int8" is the product's integer inference, "float"
+    10,000, and this package re-estimates on 512. "int8" is its integer inference, "float"
     its default. The networks are untrained, so that predictions nearly tie; that integers agree is
     tested on trained ones (tests/test_integer.py) and not asked for here.
     Without VNNI integer convolutions take 0.26 to 0.51 of the float time (section inference) and
     not 0.12 to 0.36: there the targets are missed, by a quarter at most.
     """
-    inference_choice.AGREEMENT = 0.0
+    with patch.object(inference_choice, "AGREEMENT", 0.0):
+        return _evaluations((V1_QUARTER._replace(bn=32, val=640),) if quick else NETS, quick)
+
+
+def _evaluations(nets: Sequence[Net], quick: bool) -> list[Row]:
     rows = []
-    for net in (V1_QUARTER._replace(bn=32, val=640),) if quick else NETS:
+    for net in nets:
         module, layers = net.module(), net.layers()
         data = net.data(max(net.bn, net.calibration), net.val)
         recipe = Recipe(steps=0, bn_images=net.bn)
@@ -131,7 +136,7 @@ def inference(quick: bool, _: int) -> list[Row]:
 
 
 def step(quick: bool, _: int) -> list[Row]:
-    """Finetuning: forward, backward, SGD, with the product's own loop and its gathering of data.
+    """Finetuning: forward, backward, SGD, with the package's own loop and its gathering of data.
 
     Plain steps of ResNet-20 take 1.2 to 1.3 of the float step, those of MobileNets 1.5 to 2.5: its
     convolutions are dense, so that quantizers are a smaller part. 1.6 times as fast as plain is
