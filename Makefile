@@ -1,5 +1,5 @@
-# make run:  set up, then search a policy for the embedded default task
-# make test: set up, then run all tests
+# make run:  install, then search a policy for the embedded default task
+# make test: install what tests need, too, then run all tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,13 +9,18 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.ready
 
 # torch and torchvision must come from one resolution, or they do not fit each other
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+# what tests and checks need besides: a browser's driver, Ray, linters
+$(VENV)/.ready: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-run: setup
+run: $(VENV)/.installed
 	$(BIN)/haq-env search --env HAQ-BISMO-Edge-v0 --algo sac --episodes 300 --seed 0 --out runs/demo --overwrite
 
 test: setup

@@ -23,7 +23,7 @@ from haq_env.data.store import digest
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.cache import EvaluationCache
-from haq_env.evaluation.fingerprint import STEPS
+from haq_env.evaluation.fingerprint import TRAINING_STEP
 from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.final import choose
@@ -161,7 +161,7 @@ class Watched(TrainedEvaluator):
             "recipe": asdict(recipe),
             "seed": seed,
             "processor": processor(),
-            "steps": STEPS,
+            "steps": TRAINING_STEP,
         }
         path = self._folder / f"{digest(asked)}.json"
         if path.exists():
@@ -290,7 +290,7 @@ class Lab:
             weights=self.weights,
             arithmetic=evaluator.kernels(bits),
             processor=processor(),
-            steps=STEPS,
+            steps=TRAINING_STEP,
             w_bits=digits[WEIGHT],
             a_bits=digits[ACTIVATION],
             val=tuple(each["val"] for each in finals),

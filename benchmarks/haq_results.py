@@ -34,7 +34,7 @@ class Result:
         weights: digest of the checkpoint.
         arithmetic: what measured the accuracies: ``"int8"`` kernels or ``"float"``.
         processor: what finetuned it: the last digits of its sums move accuracies.
-        steps: version of the training step that finetuned it (`fingerprint.STEPS`), likewise.
+        steps: version of the step that finetuned it (`fingerprint.TRAINING_STEP`), likewise.
         w_bits: a digit for each layer; empty for the float network.
         a_bits: likewise.
         evaluations: policies that the search has measured, the uniform one included.

@@ -19,7 +19,7 @@ from sensitivities import equal_cost
 from haq_env.data import Dataset, Split, load_dataset
 from haq_env.errors import InputError
 from haq_env.evaluation import RECIPES, Recipe
-from haq_env.evaluation.fingerprint import ANSWERS, STEPS
+from haq_env.evaluation.fingerprint import ANSWERS, TRAINING_STEP
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.make import make_task
 from haq_env.networks.bundled import find_trained
@@ -162,7 +162,7 @@ class Study:
             "images": self.images,
             "pixels": data.digest(),
             "answers": ANSWERS,
-            "training_step": STEPS,
+            "training_step": TRAINING_STEP,
             "processor": processor(),
             "versions": {"torch": torch.__version__.partition("+")[0], "numpy": np.__version__},
         }

@@ -48,7 +48,7 @@ from rich.console import Console
 from haq_env.data import Dataset
 from haq_env.errors import InputError
 from haq_env.evaluation.cache import EvaluationCache
-from haq_env.evaluation.fingerprint import STEPS
+from haq_env.evaluation.fingerprint import TRAINING_STEP
 from haq_env.files import replace_file
 from haq_env.malloc import keep_freed_memory
 from haq_env.networks.bundled import find_trained
@@ -139,7 +139,7 @@ def finished(settings: Settings) -> dict[Job, Result]:
     published: dict[tuple[str, ...], list[Result]] = {}
     for row in read_results(path) if path.exists() else []:
         published.setdefault(row.what, []).append(row)
-    here = processor(), STEPS
+    here = processor(), TRAINING_STEP
     known = {}
     for job in jobs:
         what = (job.network, job.block, job.budget, job.method, "" if job.block else job.quantizer)

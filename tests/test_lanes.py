@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from haq_env.data import Dataset, Split
 from haq_env.errors import InputError
 from haq_env.evaluation import Recipe, cuda_graphs
-from haq_env.evaluation.capture import MOST, Again, CudaGraphs, lanes_in
+from haq_env.evaluation.capture import MOST, CudaGraphs, lanes_in
 from haq_env.evaluation.descent import Descent, descend
 from haq_env.evaluation.finetune import Images, batches_of, finetune, parameter_groups, rate_of
 from haq_env.evaluation.lanes import Lanes
@@ -112,6 +112,26 @@ class Log(TorchDispatchMode):
         out = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, out))
         return out
+
+
+class Again:
+    """Runs the parts again, one after the other; as many lanes fit as it is told."""
+
+    def __init__(self, lanes):
+        self._lanes = lanes
+
+    def record(self, parts):
+        def repeat():
+            for part in parts:
+                part()
+
+        return repeat
+
+    def held(self):
+        return 0
+
+    def lanes(self, held):
+        return self._lanes
 
 
 class Tape(Again):

@@ -32,7 +32,7 @@ from rich.console import Console
 from haq_env.agents.methods import search_method
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
-from haq_env.evaluation.fingerprint import STEPS
+from haq_env.evaluation.fingerprint import TRAINING_STEP
 from haq_env.make import make_task
 from haq_env.policy import uniform
 from haq_env.versions import processor
@@ -355,7 +355,7 @@ def test_published_rows_count_as_run_until_the_weights_are_others(tmp_path):
     published = [replace(row(cell, UNIFORM, 60.0), weights=now), row(cell, "ilp-fit", 61.0)]
     write_results(published, tmp_path / "results" / "digits.csv")
     assert not reproduce_haq.finished(settings)  # neither of these weights nor of this machine
-    here = {"processor": processor(), "steps": STEPS}
+    here = {"processor": processor(), "steps": TRAINING_STEP}
     published = [replace(each, **here) for each in published]
     write_results(published, tmp_path / "results" / "digits.csv")
     found = reproduce_haq.finished(settings)

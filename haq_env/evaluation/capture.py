@@ -1,4 +1,4 @@
-"""Recording what a device does once and repeating it: as a CUDA graph, or by running it again."""
+"""Recording what a device does once and repeating it, as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -37,34 +37,6 @@ class Recorder(Protocol):
     def lanes(self, held: int) -> int:
         """Return how many lanes fit, after the first one was run; `held` is from before it."""
         ...
-
-
-class Again:
-    """A recorder that runs the parts again, one after the other; for tests on any device.
-
-    Args:
-        lanes: how many fit.
-    """
-
-    def __init__(self, lanes: int) -> None:
-        self._lanes = lanes
-
-    def record(self, parts: Sequence[Part]) -> Callable[[], None]:
-        """Return what runs the parts; nothing is run in here."""
-
-        def repeat() -> None:
-            for part in parts:
-                part()
-
-        return repeat
-
-    def held(self) -> int:
-        """Return 0."""
-        return 0
-
-    def lanes(self, held: int) -> int:
-        """Return what was given."""
-        return self._lanes
 
 
 class CudaGraphs:

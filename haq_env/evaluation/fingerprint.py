@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Of the answers: raise it with every change of calibration, quantizers, finetuning or measuring
 # that moves any of them, and those that caches hold are not found any more.
 ANSWERS = 1
-STEPS = 2  # likewise, of the steps of a finetuning alone
+TRAINING_STEP = 2  # version of the step of a finetuning, likewise: of answers with finetuning
 
 _PROBE = 8  # images
 

@@ -97,10 +97,12 @@ class Measurer:
     @property
     def arithmetic(self) -> tuple[str, ...]:
         """What decides the last digits of sums besides the machine, for addresses in a cache."""
-        from haq_env.evaluation.fingerprint import STEPS
+        from haq_env.evaluation.fingerprint import TRAINING_STEP
 
         path = self.bench.inference.name
-        found = ((f"steps {STEPS}",) if self.recipe.steps else ()) + (path,) * (path != "float")
+        found = ((f"steps {TRAINING_STEP}",) if self.recipe.steps else ()) + (path,) * (
+            path != "float"
+        )
         return (*found, "CUDA graphs") if self.graphs.most > 0 else found
 
     @contextmanager
