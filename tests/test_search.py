@@ -41,6 +41,18 @@ def toy(seed=0, **settings):
     return make_task(evaluator=Additive(seed), **settings)
 
 
+class Batching(Additive):
+    """The same, with a way for several policies at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def evaluate_each(self, policies):
+        self.batches.append(len(policies))
+        return (self.evaluate(bits) for bits in policies)
+
+
 def policies(history):
     return [(trial.w_bits, trial.a_bits) for trial in history]
 
@@ -64,6 +76,15 @@ def images() -> Dataset:
     rng = np.random.default_rng(0)
     part = Split(rng.integers(0, 256, (40, 1, 6, 6), dtype=np.uint8), rng.integers(0, 3, 40))
     return Dataset("noise", 3, (0.5,), (0.3,), part, part, part)
+
+
+@pytest.mark.parametrize("name", ["random", "ilp-law"])
+def test_what_needs_no_answers_is_asked_for_in_batches(name):
+    evaluator = Batching()
+    task = make_task(hardware="bismo-edge", budget=0.4, evaluator=evaluator)
+    history = SEARCH[name](task, 70, 0)
+    assert evaluator.batches == [32, 32, 5]  # the uniform policy comes first, alone
+    assert policies(history) == policies(SEARCH[name](toy(), 70, 0))
 
 
 def needs_a_network(name):

@@ -16,6 +16,8 @@ from haq_env.files import writing
 from haq_env.policy import Bits, from_digits, to_digits
 from haq_env.task import Task
 
+BATCH = 32  # policies that are measured side by side at most: who waits wants to see progress
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -246,12 +248,19 @@ def measure(task: Task, requested: Bits, history: History, *, project: bool = Tr
 
 
 def measure_all(task: Task, requested: Sequence[Bits], history: History) -> list[Trial]:
-    """Project policies, each [L, 2], evaluate them as one batch, and add each as it comes."""
-    batch = [task.project(bits) for bits in requested]
+    """Project policies, each [L, 2], evaluate them in batches, and add each as it comes.
+
+    For searches that know what they want to try before they have the answers: where the evaluator
+    has worker processes, or a GPU, those of a batch are measured side by side.
+    """
     trials = []
-    for bits, wish, result in zip(batch, requested, task.evaluate_each(batch), strict=True):
-        trials.append(trial_of(task, bits, wish, result.accuracy, result.seconds, result.cache_hit))
-        history.add(trials[-1])
+    for start in range(0, len(requested), BATCH):
+        wishes = requested[start : start + BATCH]
+        batch = [task.project(bits) for bits in wishes]
+        for bits, wish, result in zip(batch, wishes, task.evaluate_each(batch), strict=True):
+            answer = result.accuracy, result.seconds, result.cache_hit
+            trials.append(trial_of(task, bits, wish, *answer))
+            history.add(trials[-1])
     return trials
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from haq_env.search.history import History, begin, measure
+from haq_env.search.history import History, begin, measure, measure_all
 from haq_env.task import Task
 
 
@@ -30,6 +30,5 @@ def random(task: Task, evaluations: int, seed: int, history: History | None = No
     """Draw every width independently and uniformly, and project onto the budget."""
     rng = np.random.default_rng(seed)
     history = begin(task, evaluations, history)
-    for policy in task.space.random(rng, evaluations - 1):
-        measure(task, policy, history)
+    measure_all(task, list(task.space.random(rng, evaluations - 1)), history)
     return history

@@ -13,7 +13,7 @@ import numpy as np
 
 from haq_env.cost import Grid
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
-from haq_env.search.history import Charge, History, measure
+from haq_env.search.history import Charge, History, measure_all
 from haq_env.task import Task
 
 LAW = "law"
@@ -85,8 +85,8 @@ def search_with_table(
     rng = np.random.default_rng(seed)
     tried, spread = {task.uniform().tobytes()}, SPREAD
     bits = task.project(choose(task, found.pairs()))
-    measure(task, bits, history)
-    while len(history) < evaluations:
+    wanted = [bits]
+    while len(history) + len(wanted) < evaluations:
         tried.add(bits.tobytes())
         for _ in range(TRIES):  # where a table has many ties, one policy may come again and again
             factors = np.exp(spread * rng.uniform(-1, 1, found.table.shape[:2]))[:, :, None]
@@ -95,5 +95,6 @@ def search_with_table(
             if bits.tobytes() not in tried:
                 break
             spread = min(WIDEST, spread * 1.2)
-        measure(task, bits, history)
+        wanted.append(bits)
+    measure_all(task, wanted, history)
     return history
