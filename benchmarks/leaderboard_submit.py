@@ -37,6 +37,8 @@ class Submit:
     """Only these tracks."""
     methods: tuple[str, ...] = ()
     """Only these methods."""
+    seeds: tuple[int, ...] = ()
+    """Only these seeds."""
     code: str = ""
     """https address of the code with its commit, if it is not this package."""
     settings: tuple[str, ...] = ()
@@ -66,9 +68,11 @@ class Submit:
             find_track(track)
         if self.hours is not None and not 0 <= self.hours < math.inf:
             raise InputError(f"hours must be 0 or more, not {self.hours}.")
-        outcomes = chosen(Store(self.store, create=False).outcomes(), self.tracks, self.methods)
+        found = Store(self.store, create=False).outcomes()
+        outcomes = chosen(found, self.tracks, self.methods, self.seeds)
         missing = {*self.methods} - {outcome.cell.method for outcome in outcomes}
         missing |= {*self.tracks} - {outcome.cell.track for outcome in outcomes}
+        missing |= {f"seed {n}" for n in {*self.seeds} - {each.cell.seed for each in outcomes}}
         if missing:
             raise InputError(f"{self.store} has no finished run of {min(missing)!r} to submit.")
         hours = sum(each.wall for each in outcomes) / 3600 if self.hours is None else self.hours
@@ -92,7 +96,10 @@ class Submit:
 
 
 def chosen(
-    outcomes: Sequence[Outcome], tracks: Sequence[str], methods: Sequence[str]
+    outcomes: Sequence[Outcome],
+    tracks: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int] = (),
 ) -> list[Outcome]:
     """Choose what is submitted: published seeds, and of several lengths of a run the longest."""
     best: dict[tuple[str, str, int], Outcome] = {}
@@ -100,7 +107,7 @@ def chosen(
         cell = outcome.cell
         if cell.seed not in SEEDS or (tracks and cell.track not in tracks):
             continue
-        if methods and cell.method not in methods:
+        if (methods and cell.method not in methods) or (seeds and cell.seed not in seeds):
             continue
         key = (cell.track, cell.method, cell.seed)
         if key not in best or best[key].cell.evaluations < cell.evaluations:

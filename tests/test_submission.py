@@ -340,6 +340,7 @@ def test_runs_for_tuning_are_not_submitted_and_of_two_lengths_the_longer_is():
     found = chosen(every, (), ())
     assert [(o.cell.seed, o.cell.evaluations) for o in found] == [(0, 50), (1, 400)]
     assert chosen(every, (), ("sac",)) == []
+    assert [o.cell.seed for o in chosen(every, (), (), (1,))] == [1]
 
 
 def test_runs_are_judged_at_the_checkpoints_that_they_may_reach():
