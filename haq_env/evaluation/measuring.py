@@ -100,10 +100,10 @@ class Measurer:
         from haq_env.evaluation.fingerprint import TRAINING_STEP
 
         path = self.bench.inference.name
-        found = ((f"steps {TRAINING_STEP}",) if self.recipe.steps else ()) + (path,) * (
-            path != "float"
-        )
-        return (*found, "CUDA graphs") if self.graphs.most > 0 else found
+        found = [f"steps {TRAINING_STEP}"] if self.recipe.steps else []
+        found += [path] if path != "float" else []
+        found += ["CUDA graphs"] if self.graphs.most > 0 else []
+        return tuple(found)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
