@@ -1,5 +1,7 @@
 """The integer program is exact; the greedy one is not, but never outside the limit."""
 
+import ctypes
+import errno
 import itertools
 import json
 import os
@@ -94,21 +96,42 @@ def test_units_do_not_matter(unit):
     assert found.gap <= 1e-9
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_53_layers_of_64_pairs_are_proven_in_under_three_seconds(seed):
+def large_instance(seed):
+    """Values that fall with the bits as those of networks do, for 53 layers, and a 4-bit limit."""
     rng = np.random.default_rng(seed)
     bits = np.arange(1, 9)
     side = rng.lognormal(sigma=1.5, size=(53, 2, 1)) * 4.0**-bits
     value = side[:, 0, :, None] + side[:, 1, None, :]
     cost = rng.lognormal(size=(53, 1, 1)) * np.outer(bits, bits) * rng.uniform(0.9, 1, (53, 8, 8))
-    allowed = np.ones((53, 8, 8), dtype=bool)
-    limit = cost[:, 3, 3].sum()
+    return value, cost, np.ones((53, 8, 8), dtype=bool), cost[:, 3, 3].sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_53_layers_of_64_pairs_are_proven_in_under_three_seconds(seed):
+    value, cost, allowed, limit = large_instance(seed)
     found = solve(value, cost, allowed, limit)
     assert found.seconds < 3
     assert found.gap <= 1e-9
     assert total(cost, found.bits) <= limit * (1 + 1e-12)
     ratio = step_down(value, cost, allowed, limit, np.full((53, 2), 8))
     assert found.objective <= total(value, ratio)
+
+
+def test_the_solver_prints_nothing_between_the_lines_of_a_command(capfd):
+    print("before")
+    solve(*large_instance(28))  # HiGHS prints six lines of debugging here
+    ctypes.CDLL(None).fflush(None)
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_the_solver_needs_no_standard_output(monkeypatch):
+    def closed(_):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    expected = solve(*large_instance(28))
+    monkeypatch.setattr(os, "dup", closed)
+    assert (solve(*large_instance(28)).bits == expected.bits).all()
 
 
 def test_a_limit_that_the_least_sensitive_policy_keeps_gives_that_policy():

@@ -24,6 +24,7 @@ from haq_env.errors import InputError
 from haq_env.policy import MAX_BITS, Bits
 from haq_env.search.history import History, begin
 from haq_env.search.lagrangian import Choice, improved, prices
+from haq_env.search.quiet import without_c_output
 from haq_env.search.sensitivity import from_table
 from haq_env.search.table import law, search_with_table
 from haq_env.task import Task
@@ -123,8 +124,7 @@ def _optimum(
     known, needless = _reduced(v, c, slack)
     open_pairs = usable & ~needless
     scale = _OBJECTIVE / (known or float(v[open_pairs].max()) or 1.0)
-    # HiGHS keeps a row to 1e-7, and prints a line of debugging where it first fails to; with this
-    # right side that is 1e-10 of the slack, and the lines are rare
+    # HiGHS keeps a row to 1e-7; with this right side that is 1e-10 of the slack
     c_scale = slack / _SLACK or 1.0
     outside: list[Choice] = []
     while True:
@@ -159,14 +159,15 @@ def _program(
         rows.append(csr_array((pair == no_good[item])[None].astype(float)))
         upper.append(items - 1.0)
     lower = [*np.ones(items), *[-np.inf] * (len(upper) - items)]
-    result = milp(
-        v[open_pairs],
-        integrality=np.ones(item.size),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(vstack(rows), lower, upper),
-        # presolve: one table of FIT took 400 s with it, and 0.3 s without
-        options={"mip_rel_gap": 0.0, "presolve": False},
-    )
+    with without_c_output():
+        result = milp(
+            v[open_pairs],
+            integrality=np.ones(item.size),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(vstack(rows), lower, upper),
+            # presolve: one table of FIT took 400 s with it, and 0.3 s without
+            options={"mip_rel_gap": 0.0, "presolve": False},
+        )
     assert result.x is not None, result.message  # no cut takes the optimum away
     taken = result.x > 0.5
     chosen = np.empty(items, dtype=np.int64)
