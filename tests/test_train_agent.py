@@ -377,6 +377,9 @@ def refused(monkeypatch, capsys, *argv: str) -> str:
         (["--bits", "6", "4"], "the smallest width 6 is above the largest 4"),
         (["--device", "toaster"], "torch device 'toaster' cannot be used"),
         (["--resume", "--overwrite"], "give --resume or --overwrite, not both"),
+        (["--workers", "0"], "workers must be 1 or more, not 0"),
+        (["--workers", "2", "--threads", "2"], "each of several --workers has one thread"),
+        (["--cache", str(SCRIPT)], "train_agent.py cannot be used: file is not a database"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_before_any_evaluation(

@@ -15,12 +15,26 @@ from tyro.conf import arg
 from haq_env.agents import ALGORITHMS
 from haq_env.cost import UNITS
 from haq_env.errors import InputError, unknown_name
+from haq_env.options import OptionalPath
 from haq_env.search import SEARCH, check_needs
 
 if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
     from haq_env.env import QuantizationEnv
     from haq_env.search.history import History
+
+
+# of a search; what is done with its result may change when it is resumed
+_DECIDE_NOTHING = (
+    "out",
+    "resume",
+    "overwrite",
+    "workers",
+    "cache",
+    "final_steps",
+    "final_seeds",
+    "shortlist",
+)
 
 
 def _methods() -> tuple[str, ...]:
@@ -71,6 +85,14 @@ class Search:
         None
     )
     """Tier of the reward; the environment's own when not given."""
+    inference: Annotated[
+        Literal["float", "int8", "auto"] | None, arg(metavar="{float,int8,auto}")
+    ] = None
+    """Arithmetic of validation: int8 is several times faster where nothing is finetuned."""
+    workers: int = 1
+    """Processes that share what a baseline asks for at once; agents ask for one by one."""
+    cache: OptionalPath = None
+    """SQLite file with answers of other runs, to read and to add to."""
     final_steps: int = 280
     """Gradient steps of the final finetuning, for the found and the uniform policy alike."""
     final_seeds: int = 3
@@ -91,11 +113,13 @@ class Search:
         if self.algo not in _methods():
             raise unknown_name("--algo", self.algo, _methods())
         check_needs(self.algo)
-        for name in ("episodes", "final_seeds", "shortlist", "threads"):
+        for name in ("episodes", "final_seeds", "shortlist", "threads", "workers"):
             if name == "episodes" and self.transfer_from is not None and self.episodes == 0:
                 continue
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.workers > 1 and self.threads > 1:
+            raise InputError("each of several --workers has one thread: drop --threads.")
         if self.final_steps < 0:
             raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
         if not 0 <= self.seed < 2**31:
@@ -122,10 +146,12 @@ class Search:
                 "metric",
                 "bits",
                 "evaluator",
+                "inference",
+                "cache",
             )
         }
         given["budget"] = _number(self.budget)
-        given |= {"seed": self.seed, "device": self.device}
+        given |= {"seed": self.seed, "device": self.device, "workers": self.workers}
         return {name: value for name, value in given.items() if value is not None}
 
     def agent_settings(self) -> dict[str, Any]:
@@ -140,14 +166,15 @@ class Search:
         """Return what decides the outcome of the search, for comparison on resume."""
         kept = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
         kept["bits"] = None if self.bits is None else list(self.bits)
-        for name in ("out", "resume", "overwrite", "final_steps", "final_seeds", "shortlist"):
+        for name in _DECIDE_NOTHING:
             del kept[name]
         if self.algo != "haq-ddpg":
-            del kept["haq"]  # decides nothing
+            del kept["haq"]
         return kept
 
     def run(self) -> None:
         """Search, finetune, report."""
+        from haq_env.evaluation.batch import WorkerError
         from haq_env.report.terminal import Live, silence
 
         try:
@@ -155,6 +182,8 @@ class Search:
         except KeyboardInterrupt:
             print("stopped; --resume goes on from the last finished episode", file=sys.stderr)
             raise SystemExit(130) from None
+        except WorkerError as error:
+            raise InputError(f"{error} --resume goes on from the last finished episode.") from error
         except BrokenPipeError:
             raise
         except OSError as error:  # files are written with errors of their own
