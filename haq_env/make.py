@@ -21,6 +21,7 @@ from haq_env.hardware import Hardware
 from haq_env.hardware.load import cost_table
 from haq_env.layers import LayerTable
 from haq_env.networks.bundled import Trained, find_trained
+from haq_env.quantization import widths
 from haq_env.quantization.scheme import ClipRule
 from haq_env.space import BitSpace
 from haq_env.task import Task
@@ -107,7 +108,7 @@ def make_task(
         about["classes"] = dataset.classes  # what the factory was asked for
     found = find_trained(network, dataset, checkpoint, layers)
     costs = cost_table(hardware, found.layers)
-    space = BitSpace.of(found.layers, bits, weights_only=_weights_only(quantizer))
+    space = BitSpace.of(found.layers, bits, widths=widths(quantizer))
     limit = Budget.of(costs, space, budget, metric, fill_up=fill_up)
     if isinstance(evaluator, str) and evaluator not in RECIPES:
         raise unknown_name("evaluator", evaluator, RECIPES)
@@ -262,15 +263,6 @@ def _users_evaluator(evaluator: Any, options: Mapping[str, Any]) -> Evaluator:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _weights_only(quantizer: str) -> bool:
-    """Tell whether a quantizer leaves activations in float: they have no bits then."""
-    if quantizer in ("linear", "kmeans"):  # known without loading torch
-        return quantizer == "kmeans"
-    from haq_env.quantization import QUANTIZERS
-
-    return bool(getattr(QUANTIZERS[quantizer], "weights_only", False))
 
 
 def _apart(network: str | nn.Module) -> str | nn.Module:

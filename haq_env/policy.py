@@ -15,6 +15,7 @@ from haq_env.errors import InputError
 from haq_env.files import replace_file
 
 MIN_BITS, MAX_BITS = 1, 8
+ALL_BITS = range(MIN_BITS, MAX_BITS + 1)
 WEIGHT, ACTIVATION = 0, 1  # the two sides of a layer: last axis of every bits array
 SCHEMA = 1  # version of policy.json
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from haq_env.errors import unknown_name
 
@@ -34,13 +34,22 @@ class Registry(Mapping[str, Thing]):
         """Add one entry: a ``"module:attribute"`` string or the object itself."""
         self._entries[name] = thing
 
-    def __getitem__(self, name: str) -> Thing:
+    def address(self, name: str) -> str | None:
+        """Return where an entry lives, without importing it; None if the object is here itself.
+
+        Raises:
+            InputError: there is no such entry.
+        """
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         entry = self._entries[name]
-        if not isinstance(entry, str):
-            return entry
-        module, _, attribute = entry.partition(":")
+        return entry if isinstance(entry, str) else None
+
+    def __getitem__(self, name: str) -> Thing:
+        address = self.address(name)
+        if address is None:
+            return cast(Thing, self._entries[name])
+        module, _, attribute = address.partition(":")
         thing: Thing = getattr(importlib.import_module(module), attribute)
         return thing
 

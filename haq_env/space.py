@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from haq_env.errors import InputError
 from haq_env.layers import LayerTable
-from haq_env.policy import ACTIVATION, MAX_BITS, MIN_BITS, WEIGHT, Bits
+from haq_env.policy import ACTIVATION, ALL_BITS, MAX_BITS, MIN_BITS, WEIGHT, Bits
 
 
 class Step(NamedTuple):
@@ -44,29 +44,39 @@ class BitSpace:
         bits: Sequence[int] = (2, 8),
         *,
         pinned: Sequence[int] = (0, -1),
-        weights_only: bool = False,
+        widths: tuple[range, range] = (ALL_BITS, ALL_BITS),
     ) -> BitSpace:
         """Build the space of HAQ: layer by layer, weight bits and then activation bits.
 
         Args:
             layers: the network.
             bits: smallest and largest width, within 1 to 8.
-            pinned: layers that stay at 8 bits, the first and the last by default (HAQ section 4).
-            weights_only: activations stay at 8 bits and have no step (HAQ's model-size search).
+            pinned: layers that stay at 8 bits, or at the largest width that there is; the first
+                and the last by default (HAQ section 4).
+            widths: what the quantizer has for weights and for activations. Where it has none for
+                activations, they stay at 8 bits and have no step (HAQ's model-size search).
 
         Raises:
             InputError: bits outside 1 to 8, min above max, or nothing left to decide.
         """
         low, high = _check_range(bits)
         allowed = np.zeros((len(layers), 2, MAX_BITS), dtype=bool)
-        allowed[:, :, low - 1 : high] = True
+        for side, has in enumerate(widths):
+            usable = [width for width in has if low <= width <= high]
+            if has and not usable:
+                raise InputError(
+                    f"bits = {tuple(bits)}: the quantizer has {('weights', 'activations')[side]} "
+                    f"of {has.start} to {has.stop - 1} bits only."
+                )
+            allowed[:, side, np.array(usable, dtype=np.int64) - 1] = True
         for index, layer in enumerate(layers):
             if layer.signed_input and low == 1:  # one bit would be the sign and nothing else
                 allowed[index, ACTIVATION, 0] = False
-        if weights_only:
+        if not widths[ACTIVATION]:
             allowed[:, ACTIVATION] = _only(MAX_BITS)
         for index in pinned:
-            allowed[index] = _only(MAX_BITS)
+            for side, has in enumerate(widths):
+                allowed[index, side] = _only(max(has, default=MAX_BITS))
         if not allowed.any(axis=2).all():
             signed = next(i for i in range(len(layers)) if not allowed[i].any(axis=1).all())
             raise InputError(

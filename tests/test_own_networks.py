@@ -30,9 +30,12 @@ from haq_env.networks.bundled import WEIGHTS
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata
 from haq_env.networks.trace import trace
 from haq_env.processes import abandon
-from haq_env.quantization import QUANTIZERS
+from haq_env.quantization import QUANTIZERS, widths
 from haq_env.quantization.linear import LinearQuantizer
 from haq_env.quantization.network import QuantizedNetwork
+from haq_env.quantization.scheme import widths_of
+from haq_env.search import SEARCH
+from haq_env.search.ilp import least_sensitive
 from haq_env.search.sensitivity import measure_sensitivity
 from haq_env.training.train import train_float
 
@@ -363,7 +366,7 @@ def test_networks_of_every_habit_are_finetuned_and_measured(kind, inference):
 class WeightsOnly(LinearQuantizer):
     """Leaves activations in float."""
 
-    weights_only = True
+    activation_bits = range(0)
 
     def __init__(self, *given):
         super().__init__(*given)
@@ -371,11 +374,23 @@ class WeightsOnly(LinearQuantizer):
 
 
 class FiveToEight(LinearQuantizer):
-    """Defines five activation bits and more."""
+    """Has five activation bits and more, and three to six bits for weights."""
+
+    weight_bits, activation_bits = range(3, 7), range(5, 9)
 
     def __init__(self, *given):
         super().__init__(*given)
         self.activation_bits = range(5, 9)
+
+
+class OneNarrow(LinearQuantizer):
+    """Has two to four weight bits for the second layer, which its class does not tell."""
+
+    def __init__(self, layer, *given):
+        super().__init__(layer, *given)
+        if layer.name == "blocks.0.depthwise.conv":  # of index 1
+            self.weight_bits = range(2, 5)
+            self.weight_mse = np.where(np.arange(1, 9) < 5, self.weight_mse, np.inf)
 
 
 def test_a_quantizer_of_weights_alone_has_no_activation_bits_to_choose(monkeypatch):
@@ -385,15 +400,48 @@ def test_a_quantizer_of_weights_alone_has_no_activation_bits_to_choose(monkeypat
     assert len(task.space.steps) == len(task.layers) - 2
 
 
-def test_a_quantizer_with_widths_of_its_own_is_searched_and_cached(monkeypatch, tmp_path):
+@pytest.mark.parametrize("method", ["ilp-fit", "ilp-kl", "greedy-sensitivity", "random"])
+def test_no_search_leaves_the_widths_that_a_quantizer_has(method, monkeypatch, tmp_path):
     monkeypatch.setitem(QUANTIZERS._entries, "wide", FiveToEight)
-    task = make_task(
-        quantizer="wide", evaluator="ptq_bn", bits=(5, 8), budget="w6a6",
-        cache=tmp_path / "cache.sqlite",
-    )  # fmt: skip
-    _, highest = task.evaluate_batch([task.uniform(), task.space.highest])
-    assert highest.accuracy > 90
-    assert np.isfinite(measure_sensitivity(task, "output_kl").table[1:-1, :, 4:]).all()
+    settings = {"quantizer": "wide", "evaluator": "ptq_bn", "cache": tmp_path / "cache.sqlite"}
+    task = make_task(**settings, budget="w5a6")
+    assert task.space.bits == (2, 8)  # the default, of which the quantizer has a part
+    history = SEARCH[method](task, 4, 0)
+    tried = np.array([trial.bits for trial in history])
+    assert set(np.unique(tried[:, 1:-1, 0])) <= set(range(3, 7))
+    assert set(np.unique(tried[:, 1:-1, 1])) <= set(range(5, 9))
+    assert (tried[:, [0, -1]] == [6, 8]).all()  # the most that there is
+    assert history.best.accuracy > 85
+
+
+@pytest.mark.parametrize("method", ["fit", "hawq_v2", "hawq", "output_kl", "loss"])
+def test_a_width_that_one_layer_lacks_is_infinitely_bad_there_and_nowhere_else(method, monkeypatch):
+    monkeypatch.setitem(QUANTIZERS._entries, "narrow", OneNarrow)
+    task = make_task(quantizer="narrow", evaluator="ptq_bn", budget="w3a2")
+    found = measure_sensitivity(task, method, images=32)
+    table = found.table
+    assert np.isinf(table[1, 0, 4:]).all()
+    assert np.isfinite(table[1, 0, 1:4]).all()
+    assert np.isfinite(table[2:-1, :, 1:]).all()
+    assert least_sensitive(task, found.pairs())[1, 0] <= 4
+    wrong = task.uniform()
+    wrong[1, 0] = 6
+    with pytest.raises(InputError, match=r"6 weight bits are not possible, allowed: 2 to 4\.$"):
+        task.evaluate(wrong)
+
+
+def test_bits_that_a_quantizer_does_not_have_are_one_line(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS._entries, "wide", FiveToEight)
+    with pytest.raises(InputError, match="the quantizer has activations of 5 to 8 bits only"):
+        make_task(quantizer="wide", bits=(2, 4), budget="w4a4")
+    monkeypatch.setattr(FiveToEight, "weight_bits", (3, 4, 5))
+    with pytest.raises(InputError, match="weight_bits must be a range of widths within 1 to 8"):
+        make_task(quantizer="wide", budget="w6a6")
+
+
+def test_what_is_known_of_quantizers_without_loading_them_is_so():
+    for name in ("linear", "kmeans"):
+        assert widths(name) == widths_of(QUANTIZERS[name])
 
 
 def test_a_network_that_cannot_be_copied_is_one_line():

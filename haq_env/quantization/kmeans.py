@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from haq_env.layers import Layer
-from haq_env.policy import MAX_BITS, MIN_BITS
+from haq_env.policy import ALL_BITS, MAX_BITS, MIN_BITS
 from haq_env.quantization.clustering import SortedValues
 from haq_env.quantization.scheme import Settings
 
@@ -48,7 +48,8 @@ class KMeansQuantizer:
         InputError: NaN or infinite weights.
     """
 
-    weights_only = True
+    weight_bits = ALL_BITS
+    activation_bits = range(0)
 
     def __init__(self, layer: Layer, weight: Tensor, inputs: Tensor, settings: Settings) -> None:
         values = SortedValues(weight.detach().float().cpu().numpy(), f"weights of {layer.name!r}")
@@ -56,7 +57,6 @@ class KMeansQuantizer:
         self.codebooks = [values.cluster(bits) for bits in range(MIN_BITS, MAX_BITS + 1)]
         self.weight_mse = np.array([book.mse for book in self.codebooks])
         self.activation_mse = np.zeros(MAX_BITS)
-        self.activation_bits = range(0)
         self._bits = 0  # the width that the following is for; 0 when there is nothing
         self._members: Tensor | None = None  # cluster of every weight, uint8, flat
         self._centroids: Tensor | None = None

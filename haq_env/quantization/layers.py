@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from haq_env.errors import InputError
+from haq_env.policy import ALL_BITS
 from haq_env.quantization.convolution import convolve, unsafe
 from haq_env.quantization.scheme import LayerQuantizer
 
@@ -87,6 +88,12 @@ class Slot:
     _generation: int = 0
     # the latest quantized weights that are not in the cache: (version, generation, bits), weights
     _latest: tuple[tuple[int, int, int], Tensor] | None = field(default=None, repr=False)
+
+    @property
+    def widths(self) -> tuple[range, range]:
+        """What the quantizer has for this layer's weights and inputs; empty for floats."""
+        weight_bits: range = getattr(self.quantizer, "weight_bits", ALL_BITS)
+        return weight_bits, self.quantizer.activation_bits
 
     def quantized(self, weight: Tensor) -> Tensor:
         """Return the quantized weights, from memory where no gradient is wanted."""

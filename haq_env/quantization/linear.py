@@ -18,7 +18,7 @@ from torch import Tensor
 
 from haq_env.errors import InputError
 from haq_env.layers import Layer
-from haq_env.policy import MAX_BITS, MIN_BITS
+from haq_env.policy import ALL_BITS, MAX_BITS, MIN_BITS
 from haq_env.quantization.calibration import clip_table
 from haq_env.quantization.scheme import Settings
 
@@ -105,6 +105,8 @@ class LinearQuantizer:
     Raises:
         InputError: NaN or infinite weights or inputs.
     """
+
+    weight_bits = activation_bits = ALL_BITS
 
     def __init__(self, layer: Layer, weight: Tensor, inputs: Tensor, settings: Settings) -> None:
         self.signed = layer.signed_input

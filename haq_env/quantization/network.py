@@ -145,9 +145,9 @@ class QuantizedNetwork(nn.Module):
         """Return the policy of one width for all, or the nearest that the quantizers define."""
         bits = uniform(len(self.layers), width, width)
         for row, layer in enumerate(self._layers):
-            allowed = layer.slot.quantizer.activation_bits
-            if allowed:
-                bits[row, ACTIVATION] = min(max(width, allowed.start), allowed.stop - 1)
+            for side, allowed in enumerate(layer.slot.widths):
+                if allowed:
+                    bits[row, side] = min(max(width, allowed.start), allowed.stop - 1)
         return bits
 
     def set_policy(self, bits: ArrayLike | None) -> None:
@@ -157,13 +157,14 @@ class QuantizedNetwork(nn.Module):
             bits: int [L, 2], weight and activation bits, 1 to 8.
 
         Raises:
-            InputError: wrong shape or range, or one bit for signed activations.
+            InputError: wrong shape or range, or a width that a layer's quantizer does not have,
+                such as one bit for signed activations.
         """
         if bits is None:
             self.float_mode()
             return
         checked = as_policy(bits, len(self.layers))
-        self._check_activations(checked)
+        self._check_widths(checked)
         self.bits = checked.copy()
         for layer, (w_bits, a_bits) in zip(self._layers, self.bits.tolist(), strict=True):
             slot = layer.slot
@@ -247,14 +248,17 @@ class QuantizedNetwork(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
-    def _check_activations(self, bits: Bits) -> None:
-        for layer, (_, a_bits) in zip(self._layers, bits.tolist(), strict=True):
-            allowed = layer.slot.quantizer.activation_bits
-            if allowed and a_bits not in allowed:
-                raise InputError(
-                    f"layer {layer.slot.name!r}: {a_bits} activation bits are not possible, "
-                    f"allowed: {allowed.start} to {allowed.stop - 1} (its inputs are signed)."
-                )
+    def _check_widths(self, bits: Bits) -> None:
+        for row, layer in enumerate(self._layers):
+            for side, allowed in enumerate(layer.slot.widths):
+                if allowed and bits[row, side] not in allowed:
+                    signed = side == ACTIVATION and self.layers[row].signed_input
+                    raise InputError(
+                        f"layer {layer.slot.name!r}: {bits[row, side]} "
+                        f"{('weight', 'activation')[side]} bits are not possible, allowed: "
+                        f"{allowed.start} to {allowed.stop - 1}"
+                        f"{' (its inputs are signed)' * signed}."
+                    )
 
 
 def _lay_out(module: nn.Module, layout: torch.memory_format) -> None:

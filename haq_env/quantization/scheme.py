@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq_env.errors import InputError, unknown_name
+from haq_env.policy import ALL_BITS, MAX_BITS, MIN_BITS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,16 +50,19 @@ class LayerQuantizer(Protocol):
     weights and a sample of the layer's float inputs; after that every width is ready.
 
     Attributes:
-        weight_mse: mean squared error of the float weights at 1 to 8 bits, float64 [8].
+        weight_mse: mean squared error of the float weights at 1 to 8 bits, float64 [8]; infinite
+            where a width cannot be used.
         activation_mse: mean squared error of the sampled inputs at 1 to 8 bits, float64 [8];
             infinite where a width cannot be used, zero where activations stay in float.
-        activation_bits: the activation widths that can be used; empty where they are ignored. A
-            quantizer whose are always empty says so by a class attribute ``weights_only = True``:
-            a task then has no activation bits to choose, and pays for 8.
+        weight_bits: the weight widths that can be used. As a class attribute it bounds what a
+            task may choose (`widths_of`); an object's own may be narrower.
+        activation_bits: likewise; empty where activations stay in float. Where the class says so,
+            a task has no activation bits to choose, and pays for 8.
     """
 
     weight_mse: NDArray[np.float64]
     activation_mse: NDArray[np.float64]
+    weight_bits: range
     activation_bits: range
 
     def weight(self, weight: Tensor, bits: int) -> Tensor:
@@ -83,6 +88,26 @@ class LayerQuantizer(Protocol):
     def reset(self) -> None:
         """Forget what depends on the present policy or on weights that were just replaced."""
         ...
+
+
+def widths_of(quantizer: Callable[..., LayerQuantizer]) -> tuple[range, range]:
+    """Return the weight and activation widths that a quantizer says it has; 1 to 8 if it does not.
+
+    Raises:
+        InputError: what it says is no range of widths within 1 to 8.
+    """
+    found = []
+    for name in ("weight_bits", "activation_bits"):
+        widths = getattr(quantizer, name, ALL_BITS)
+        nothing = name == "activation_bits" and not len(widths)
+        inside = isinstance(widths, range) and widths.step == 1 and set(widths) <= set(ALL_BITS)
+        if not inside or not (widths or nothing):
+            raise InputError(
+                f"quantizer {getattr(quantizer, '__name__', quantizer)}: {name} must be a range of "
+                f"widths within {MIN_BITS} to {MAX_BITS}, such as range(2, 9), not {widths!r}."
+            )
+        found.append(widths)
+    return found[0], found[1]
 
 
 def check_finite(values: NDArray[np.floating[Any]], name: str) -> None:

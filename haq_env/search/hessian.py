@@ -206,11 +206,14 @@ def hawq(context: Context) -> Grid:
         lambda: cross_entropy(context.network(images), labels), weights, context.generator
     )
     count = np.array([weight.numel() for weight in weights])
-    omega = np.maximum(values * count, 0.0)[:, None] * context.network.errors.weights
+    errors = context.network.errors.weights
+    usable = np.isfinite(errors)
+    omega = np.maximum(values * count, 0.0)[:, None] * np.where(usable, errors, 0.0)
     table = fit(context)
-    counted = context.allowed[:, WEIGHT]
+    counted = context.allowed[:, WEIGHT] & usable
     total = float(omega[counted].sum())
-    table[:, WEIGHT] = omega * (float(table[:, WEIGHT][counted].sum()) / total if total else 1.0)
+    factor = float(table[:, WEIGHT][counted].sum()) / total if total else 1.0
+    table[:, WEIGHT] = np.where(usable, omega * factor, np.inf)
     return table
 
 
@@ -220,8 +223,10 @@ def hawq(context: Context) -> Grid:
 def _times_errors(context: Context, weights: Numbers, activations: Numbers) -> Grid:
     """Multiply traces [L] by the mean squared errors of calibration, to [L, 2, 8]."""
     errors = np.stack(context.network.errors, axis=1)
-    errors[~np.isfinite(errors)] = 0.0  # widths that the space does not allow either
-    return np.asarray(np.stack([weights, activations], axis=1)[:, :, None] * errors)
+    usable = np.isfinite(errors)
+    traces = np.stack([weights, activations], axis=1)[:, :, None]
+    # a width that a quantizer does not have is infinitely bad, whatever the trace is
+    return np.asarray(np.where(usable, traces * np.where(usable, errors, 0.0), np.inf))
 
 
 @contextmanager

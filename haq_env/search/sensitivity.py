@@ -18,7 +18,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation.device import own_modes
 from haq_env.evaluation.prefix import FloatSweep
 from haq_env.networks.modes import evaluation_mode
-from haq_env.policy import ACTIVATION, WEIGHT, Bits
+from haq_env.policy import WEIGHT, Bits
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.registry import Registry
@@ -102,10 +102,14 @@ def measure_sensitivity(
 
 
 def _monotone(raw: Grid, allowed: NDArray[np.bool_]) -> Grid:
-    """Make a width as bad as the worst of those above it, and none better than harmless."""
-    table = np.where(allowed, np.maximum(raw, 0.0), -np.inf)
+    """Make a width as bad as the worst of those above it, and none better than harmless.
+
+    A width that is infinitely bad cannot be used, which says nothing of those below it.
+    """
+    usable = allowed & np.isfinite(raw)
+    table = np.where(usable, np.maximum(raw, 0.0), -np.inf)
     table = np.maximum.accumulate(table[:, :, ::-1], axis=2)[:, :, ::-1]
-    return np.asarray(np.where(allowed, table, np.inf))
+    return np.asarray(np.where(usable, table, np.inf))
 
 
 @contextmanager
@@ -150,8 +154,10 @@ def _one_at_a_time(context: Context, harm: Callable[[Tensor], float]) -> Grid:
     sweep = FloatSweep(context.network, [images for images, _ in context.batches()])
     for index, side, width in np.argwhere(context.allowed).tolist():
         slot = context.layers[index].slot
-        if side == ACTIVATION and width + 1 not in slot.quantizer.activation_bits:
-            continue  # this quantizer leaves activations in float
+        has = slot.widths[side]
+        if width + 1 not in has:  # an empty range is that of activations that stay in float
+            result[index, side, width] = np.inf if has else 0.0
+            continue
         sweep.before(index)
         slot.w_bits, slot.a_bits = (width + 1, 0) if side == WEIGHT else (0, width + 1)
         try:
