@@ -59,8 +59,8 @@ class CostTable:
         constants: metric to the cost of what is not quantized, in the same unit.
         notes: labels that must stand beside the numbers ("assumed power", "monotone").
         roofs: limits for the roofline, or None if the source does not tell them.
-        metric: the first metric that makes sense as a budget, used where none is named; the first
-            one of the values if they have no such one.
+        metric: what a budget limits where nothing else is named; the first of the values where
+            they do not have it.
         missing: metric to the reason why this hardware does not model it, one sentence.
     """
 

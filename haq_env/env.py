@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -98,7 +99,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
 
     | Parameter | Type | Default | Description |
     |-----------|------|---------|-------------|
-    | `task` | Task | None | of `QuantizationEnv(task)`: excludes `network` to `inference` |
+    | `task` | Task | None | of `QuantizationEnv(task)`: excludes `network` to `graphs` |
     | `network` | str, Module | `"mobilenet_v1"` | name with bundled weights, or a trained module |
     | `dataset` | str, Dataset | `"digits"` | images to finetune on and to measure with |
     | `hardware` | str, path, object | by id | name, TOML/JSON/CSV file, or your own class |
@@ -115,8 +116,8 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `device` | str | `"cpu"` | torch device of the evaluator |
     | `cache` | path | None | SQLite file that keeps answers for other processes and later runs |
     | `workers` | int | 1 | processes that measure a batch of policies side by side |
-    | `reuse` | float | 512 | MB for what policies that begin alike share without finetuning |
-    | `early_stopping` | float | None | chance of giving up a candidate that would have been best |
+    | `reuse` | float | 512 | MB of activations kept for policies that begin alike (`"ptq_bn"`) |
+    | `early_stopping` | float | None | chance of error at which a worse candidate is stopped |
     | `inference` | str | `"float"` | `"int8"`: measure accuracy on integer kernels; or `"auto"` |
     | `graphs` | str | `"auto"` | CUDA graphs on a CUDA device: where faster, `"on"` or `"off"` |
     | `actions` | str | `"continuous"` | or `"discrete"` |
@@ -144,6 +145,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
                 f"give a task or {', '.join(settings)}, not both. An id of gym.make has settings "
                 f"of its own: a task goes to {type(self).__name__}(task)."
             )
+        _check_names(settings)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise unknown_name("render_mode", str(render_mode), self.metadata["render_modes"])
         self._made_task = task is None
@@ -281,3 +283,12 @@ def action_to_bits(action: float, low: int, high: int) -> int:
     """
     bins = high - low + 1
     return low + min(max(math.floor((action + 1) / 2 * bins), 0), bins - 1)
+
+
+def _check_names(settings: Iterable[str]) -> None:
+    """Refuse an argument that neither an environment nor a task has."""
+    known = inspect.signature(make_task).parameters
+    for name in settings:
+        if name not in known:
+            own = ("task", "actions", "scales", "render_mode")
+            raise unknown_name("argument", name, (*known, *own))

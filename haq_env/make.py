@@ -83,11 +83,13 @@ def make_task(
         cache: SQLite file that keeps the answers of evaluations for other processes and later
             runs; it decides no outcome, and so it is in no record.
         workers: processes that measure a batch of policies side by side, each on one thread.
-        reuse: MB for what policies that begin alike share where nothing is finetuned; like the
-            cache it decides no outcome. 0 switches it off.
-        early_stopping: give candidates up that can hardly be the best any more, with this
-            chance, in (0, 0.5], of being wrong; their accuracies are estimates, so it is for
-            searching and not for figures. None measures every candidate on all images.
+        reuse: memory in MB for activations that a policy takes over from an earlier one with the
+            same first layers, where nothing is finetuned and floats measure; like the cache it
+            decides no outcome. 0 switches it off.
+        early_stopping: stop measuring a candidate once the upper confidence bound of its accuracy
+            is below the best accuracy so far; the number is the chance of being wrong, in
+            (0, 0.5]. What was stopped has an estimate for an accuracy, so this is for searching
+            and not for figures. None measures every candidate on all images.
         inference: arithmetic that accuracies are measured with: ``"float"``; ``"int8"`` for
             integer kernels, which are several times faster and agree in at least 99.9 % of the
             predictions, or floating point, with a note in the answer, where they do not serve;

@@ -78,13 +78,7 @@ class Task:
             InputError: no policy of this network; or an evaluator of the user's own answers
                 something else than an `Evaluation`.
         """
-        answer = self.evaluator.evaluate(bits)
-        if not isinstance(answer, Evaluation):
-            raise InputError(
-                f"{type(self.evaluator).__name__}.evaluate must return a haq_env.Evaluation, not "
-                f"{answer!r}."
-            )
-        return answer
+        return self._checked(self.evaluator.evaluate(bits), "return")
 
     def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
         """Measure the accuracy of policies [N, L, 2]; in order, as one by one."""
@@ -96,8 +90,15 @@ class Task:
         A search that writes each of them down at once loses none when it is killed.
         """
         if isinstance(self.evaluator, Streaming):
-            return self.evaluator.evaluate_each(policies)
+            answers = self.evaluator.evaluate_each(policies)
+            return (self._checked(answer, "yield") for answer in answers)
         return (self.evaluate(bits) for bits in policies)
+
+    def _checked(self, answer: object, how: str) -> Evaluation:
+        if not isinstance(answer, Evaluation):
+            name = f"{type(self.evaluator).__name__}.evaluate{'_each' * (how == 'yield')}"
+            raise InputError(f"{name} must {how} a haq_env.Evaluation, not {answer!r}.")
+        return answer
 
     def remember(self, bits: Bits, accuracy: float) -> None:
         """Tell the evaluator an answer it gave in an earlier run, if it keeps answers."""

@@ -248,6 +248,8 @@ def test_masked_walks_are_inside_the_budget_without_projection(id):
         ({"budget": "4 bits"}, "or the name of a uniform policy such as 'w4a4'"),
         ({"budget": 0.01}, "every policy takes at least"),
         ({"evaluator": "fine-tune"}, "Did you mean 'finetune'"),
+        ({"budgt": 0.5}, "unknown argument 'budgt'. Did you mean 'budget'"),
+        ({"render": "ansi"}, "unknown argument 'render'. Did you mean 'render_mode'"),
         ({"quantizer": "lsq"}, "unknown quantizer 'lsq'"),
         ({"clip": "kl"}, "unknown clip rule 'kl'"),
         ({"actions": "binary"}, "actions must be 'continuous' or 'discrete'"),

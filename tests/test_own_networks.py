@@ -198,6 +198,23 @@ def test_the_class_of_an_evaluator_is_no_evaluator():
     assert make_task(evaluator=Own()).float_accuracy == 90.0
 
 
+def test_answers_of_an_own_evaluator_that_are_none_are_one_line():
+    class Own:
+        float_accuracy = 90.0
+
+        def evaluate(self, bits):
+            return 50.0
+
+        def evaluate_each(self, policies):
+            yield from (self.evaluate(bits) for bits in policies)
+
+    task = make_task(evaluator=Own())
+    with pytest.raises(InputError, match=r"Own\.evaluate must return a haq_env\.Evaluation"):
+        task.evaluate(task.uniform())
+    with pytest.raises(InputError, match=r"Own\.evaluate_each must yield a haq_env\.Evaluation"):
+        task.evaluate_batch([task.uniform()])
+
+
 # -- networks ----------------------------------------------------------------------------------
 
 

@@ -304,6 +304,27 @@ def test_a_row_that_was_cut_off_while_it_was_written_does_no_harm_when_it_is_not
         assert path.read_bytes() == whole
 
 
+def test_a_log_from_before_there_were_estimates_is_read_and_goes_on(log):
+    path, trials = log
+    with path.open(newline="") as file:
+        rows = [row[:-2] for row in csv.reader(file)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    history = History.load(path)
+    assert list(history) == trials
+    history.add(trials[0])
+    assert list(History.read(path)) == [*trials, trials[0]]
+
+
+def test_an_estimate_is_told_from_a_measurement_in_the_log(tmp_path):
+    task = make_task(evaluator="ptq_bn", early_stopping=0.05)
+    history = History(tmp_path / "episodes.csv")
+    measure(task, task.space.uniform(8, 8), history, project=False)
+    measure(task, task.space.uniform(2, 2), history, project=False)
+    assert [trial.stopped_early for trial in history] == [False, True]
+    assert list(History.read(tmp_path / "episodes.csv")) == list(history)
+
+
 def test_a_file_with_fewer_trials_than_were_expected_is_refused_and_left_alone(log):
     path, _ = log
     before = path.read_bytes()
@@ -326,6 +347,7 @@ def test_a_file_with_fewer_trials_than_were_expected_is_refused_and_left_alone(l
         ("cost", ""),
         ("cost_ratio", "inf"),
         ("cache_hit", "maybe"),
+        ("stopped_early", ""),
     ],
 )
 def test_a_damaged_row_is_named_and_the_file_left_alone(log, column, value):

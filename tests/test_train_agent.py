@@ -1022,7 +1022,7 @@ def test_of_equally_good_policies_the_first_is_chosen_and_of_a_shortlist_the_bes
         ("third", 6, 80.0),
     ):
         bits = task.space.uniform(w_bits, 2)
-        trials[name] = trial_of(task, bits, bits, accuracy, 0.0, False)
+        trials[name] = trial_of(task, bits, bits, Evaluation(accuracy))
         history.add(trials[name])
     asked = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from haq_env.agents.algorithms import WARMUP, make_agent
 from haq_env.agents.checkpoint import load_agent, restore_generators, save_agent
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
+from haq_env.evaluation import Evaluation
 from haq_env.files import make_folder, replace_file
 from haq_env.search.history import History, Trial, measure, trial_of
 from haq_env.task import Task
 
 Progress = Callable[[History], None]
+_ANSWER = tuple(field.name for field in fields(Evaluation))  # in the info of a last step
 MEASURED = "episodes.measured.csv"  # beside the log, while a resumed run catches up
 
 
@@ -143,9 +146,7 @@ def episode_trial(task: Task, info: Mapping[str, Any]) -> Trial:
         task,
         np.array(info["policy"]),
         np.array(info["policy_requested"]),
-        info["accuracy"],
-        info["seconds"],
-        info["cache_hit"],
+        Evaluation(**{name: info[name] for name in _ANSWER}),
     )
 
 

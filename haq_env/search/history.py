@@ -12,6 +12,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from haq_env.errors import InputError
+from haq_env.evaluation import Evaluation
 from haq_env.files import writing
 from haq_env.policy import Bits, from_digits, to_digits
 from haq_env.task import Task
@@ -33,6 +34,8 @@ class Trial:
         cost_ratio: to the cost of the 8-bit network.
         seconds: of the evaluation.
         cache_hit: whether this policy had been measured before.
+        stopped_early: whether the accuracy is an estimate, see `Evaluation`.
+        note: on how it was measured, see `Evaluation`; mostly empty.
     """
 
     w_bits: str
@@ -44,6 +47,8 @@ class Trial:
     cost_ratio: float
     seconds: float
     cache_hit: bool
+    stopped_early: bool = False
+    note: str = ""
 
     @property
     def bits(self) -> Bits:
@@ -203,9 +208,16 @@ def _trial(row: dict[str, str], number: int) -> Trial:
     )
     if not np.isfinite([accuracy, cost, ratio, seconds]).all():
         raise ValueError("numbers must be finite")
-    cache_hit = {"True": True, "False": False}[row["cache_hit"]]
-    w, a, requested_w, requested_a = digits
-    return Trial(w, a, requested_w, requested_a, accuracy, cost, ratio, seconds, cache_hit)
+    truth = {"True": True, "False": False}
+    cache_hit = truth[row["cache_hit"]]
+    stopped_early = truth[row.get("stopped_early", "False")]  # older logs do not say
+    note = row.get("note", "")
+    if note is None:  # so reads a row that is cut off
+        raise ValueError("the note is missing")
+    w, a, asked_w, asked_a = digits
+    return Trial(
+        w, a, asked_w, asked_a, accuracy, cost, ratio, seconds, cache_hit, stopped_early, note
+    )
 
 
 def begin(task: Task, evaluations: int, history: History | None = None) -> History:
@@ -242,7 +254,7 @@ def measure(task: Task, requested: Bits, history: History, *, project: bool = Tr
     """
     bits = task.project(requested) if project else requested
     result = task.evaluate(bits)
-    trial = trial_of(task, bits, requested, result.accuracy, result.seconds, result.cache_hit)
+    trial = trial_of(task, bits, requested, result)
     history.add(trial)
     return trial
 
@@ -258,23 +270,22 @@ def measure_all(task: Task, requested: Sequence[Bits], history: History) -> list
         wishes = requested[start : start + BATCH]
         batch = [task.project(bits) for bits in wishes]
         for bits, wish, result in zip(batch, wishes, task.evaluate_each(batch), strict=True):
-            answer = result.accuracy, result.seconds, result.cache_hit
-            trials.append(trial_of(task, bits, wish, *answer))
+            trials.append(trial_of(task, bits, wish, result))
             history.add(trials[-1])
     return trials
 
 
-def trial_of(
-    task: Task, bits: Bits, requested: Bits, accuracy: float, seconds: float, cache_hit: bool
-) -> Trial:
-    """Describe an evaluation that has been made."""
+def trial_of(task: Task, bits: Bits, requested: Bits, result: Evaluation) -> Trial:
+    """Describe an evaluation that has been made of a policy [L, 2]."""
     cost = task.cost(bits)
     return Trial(
         *to_digits(bits),
         *to_digits(requested),
-        accuracy,
+        result.accuracy,
         cost,
         cost / task.budget.reference,
-        seconds,
-        cache_hit,
+        result.seconds,
+        result.cache_hit,
+        result.stopped_early,
+        result.note,
     )
