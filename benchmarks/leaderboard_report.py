@@ -11,7 +11,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from haq_env.errors import InputError
-from haq_env.files import replace_file, writing
+from haq_env.files import replace_files
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
 from haq_env.leaderboard.protocol import SUITES
@@ -22,7 +22,7 @@ from haq_env.leaderboard.suites import by_suite
 from haq_env.leaderboard.table import markdown
 from haq_env.leaderboard.verified import Verified
 from haq_env.leaderboard.verified_file import FILE, read_all, read_verified
-from haq_env.report.runs import write_csv
+from haq_env.report.runs import Run, to_csv
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,23 @@ class Report:
             stale = self.out / suite.folder / "README.md"
             if suite not in parts and stale.exists():
                 raise InputError(f"{stale} is a table that no verified run is for: remove it.")
-        runs, texts = {}, {}
+        runs: list[Run] = []
+        texts: dict[Path, str] = {}
         for suite, part in parts.items():
             standings, folder = Standings(part), self.out / suite.folder
             others = [other for other in parts if other != suite]
-            runs[folder] = curves(standings)
+            own = curves(standings)
             texts[folder / "README.md"] = markdown(part, standings, others)
             texts[folder / "index.html"] = page(part, standings, others)
+            texts[folder / "curves.csv"] = to_csv(own)
+            runs += own
         files = []
         if self.tensorboard is not None:  # first, because it can be missing
             from haq_env.report.tensorboard import write_tensorboard
 
-            every = [run for part_runs in runs.values() for run in part_runs]
-            files.append(write_tensorboard(every, self.tensorboard))
-        for folder in runs:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            replace_file(path, text)
-            files.append(path)
-        files += [write_csv(found, folder / "curves.csv") for folder, found in runs.items()]
+            files.append(write_tensorboard(runs, self.tensorboard))
+        replace_files(texts, folders=True)  # all of them: no new table beside an old page
+        files += texts
         for file in files:
             console.print(f"Written: {file}", highlight=False, markup=False)
         return 0
