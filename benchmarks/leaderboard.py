@@ -38,7 +38,7 @@ from haq_env.agents.transfer_methods import TRANSFER, transfer_methods
 from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.engines import ENGINES, start_engine
 from haq_env.leaderboard.progress import Bar
-from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, find_track
+from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, Cell, find_track
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.sweep import cells_of, sweep
 from haq_env.malloc import keep_freed_memory
@@ -95,8 +95,8 @@ class Run:
     """Three methods, two seeds, the suite's first track, 30 evaluations: does everything work
     here?"""
 
-    def run(self, console: Console) -> int:
-        """Run what is missing."""
+    def cells(self) -> list[Cell]:
+        """List the runs that were asked for; raises InputError for an unknown name or seed."""
         quick = self.quick
         if self.suite not in SUITES:
             raise unknown_name("suite", self.suite, SUITES)
@@ -104,17 +104,21 @@ class Run:
         tracks = self.tracks or (suite[:1] if quick else suite)
         learning = all(find_track(name).source is not None for name in tracks)
         entries = (*ENTRIES, *TRANSFERRED) if learning else ENTRIES
-        cells = cells_of(
+        return cells_of(
             tracks,
             self.methods or (("random", "evolution", "residual-ppo") if quick else entries),
             self.seeds or (SEEDS[:2] if quick else SEEDS),
             30 if quick and self.evaluations is None else self.evaluations,
         )
+
+    def run(self, console: Console) -> int:
+        """Run what is missing."""
+        cells = self.cells()
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
         if not self.minutes >= 0:
             raise InputError(f"minutes must be 0 or more, not {self.minutes:g}.")
-        store = Store(self.store / "quick" if quick else self.store)
+        store = Store(self.store / "quick" if self.quick else self.store)
         engine = start_engine(self.engine, store.folder, jobs=self.jobs, address=self.address)
         if self.retry:
             console.print(f"{store.retry(cells)} failed runs are tried again")
@@ -145,6 +149,24 @@ COMMANDS: dict[str, Callable[..., Command]] = {
 }
 
 
+def parse(argv: list[str] | None = None) -> Command:
+    """Read a command line, and do nothing yet.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Raises:
+        SystemExit: it is no command of this script (2), or asked for help (0).
+    """
+    command: Command = subcommand_cli_from_dict(
+        COMMANDS,
+        description=__doc__,
+        args=argv,
+        config=(OmitArgPrefixes, FlagCreatePairsOff),
+    )
+    return command
+
+
 def main(argv: list[str] | None = None) -> None:
     """Do what the command line says.
 
@@ -155,12 +177,7 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: always, with the code that the module's text explains.
     """
     keep_freed_memory()
-    command: Command = subcommand_cli_from_dict(
-        COMMANDS,
-        description=__doc__,
-        args=argv,
-        config=(OmitArgPrefixes, FlagCreatePairsOff),
-    )
+    command = parse(argv)
     for name in ("SIGTERM", "SIGHUP"):  # the latter when a terminal is closed, not on Windows
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
