@@ -297,6 +297,9 @@ def test_one_run_twice_is_refused(submitted):
         ({"authors": []}, "one author or more"),
         ({"title": "a\nb"}, "printable characters"),
         ({"cache": "x.sqlite"}, "unknown field 'cache'"),
+        ({"commit": "main"}, "'commit' is 'main', which is not of the form"),
+        ({"commit": "0" * 40 + "-clean"}, "is not of the form"),
+        ({"commit": 1}, "'commit' must be text"),
     ],
 )
 def test_a_wrong_manifest_is_refused(submitted, change, complaint):
@@ -304,6 +307,15 @@ def test_a_wrong_manifest_is_refused(submitted, change, complaint):
     (submitted / "manifest.json").write_text(json.dumps(head | change))
     with pytest.raises(InputError, match=complaint):
         read_submission(submitted)
+
+
+@pytest.mark.parametrize("commit", ["0123456789" * 4, "0123456789" * 4 + "-dirty", None, "missing"])
+def test_a_manifest_may_name_a_commit_or_none(submitted, commit):
+    head = json.loads((submitted / "manifest.json").read_text())
+    assert head.pop("commit") is None  # nobody has said one
+    told = {} if commit == "missing" else {"commit": commit}
+    (submitted / "manifest.json").write_text(json.dumps(head | told))
+    assert read_submission(submitted).manifest.commit == told.get("commit")
 
 
 # -- writing -----------------------------------------------------------------------------------
