@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from leaderboard_folders import REPORT, Folders, submissions
+from leaderboard_folders import REPORT, Folders
+from leaderboard_verified import read_checked
 from rich.console import Console
 from tyro.conf import arg
 
 from haq_env.errors import InputError
 from haq_env.files import replace_files
+from haq_env.leaderboard.agreement import agreement
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
 from haq_env.leaderboard.protocol import SUITES
-from haq_env.leaderboard.published import check_published
 from haq_env.leaderboard.standings import Standings
-from haq_env.leaderboard.submission import read_submission
 from haq_env.leaderboard.suites import by_suite
 from haq_env.leaderboard.table import markdown
-from haq_env.leaderboard.verified import Verified
-from haq_env.leaderboard.verified_file import FILE, read_all, read_verified
 from haq_env.report.runs import Run, to_csv
 
 
@@ -38,7 +36,9 @@ class Report:
 
     def run(self, console: Console) -> int:
         """Write the files."""
-        parts = by_suite(self._verified(console))
+        read = read_checked(self.folders, console)
+        submitted = {verified.name: submission for submission, verified in read}
+        parts = by_suite([verified for _, verified in read])
         if not parts:
             raise InputError("there is no verified run.")
         for suite in SUITES.values():
@@ -51,8 +51,9 @@ class Report:
             standings, folder = Standings(part), self.out / suite.folder
             others = [other for other in parts if other != suite]
             own = curves(standings)
-            texts[folder / "README.md"] = markdown(part, standings, others)
-            texts[folder / "index.html"] = page(part, standings, others)
+            held = {each.name: agreement(submitted[each.name], each) for each in part}
+            texts[folder / "README.md"] = markdown(part, standings, others, held)
+            texts[folder / "index.html"] = page(part, standings, others, held)
             texts[folder / "curves.csv"] = to_csv(own)
             runs += own
         files = []
@@ -65,21 +66,3 @@ class Report:
         for file in files:
             console.print(f"Written: {file}", highlight=False, markup=False)
         return 0
-
-    def _verified(self, console: Console) -> list[Verified]:
-        """Read verified numbers that are of the submissions as they stand."""
-        folders = []
-        for folder in submissions(self.folders):
-            if (folder / FILE).exists():
-                folders.append(folder)
-            elif self.folders:
-                raise InputError(f"{folder} has no {FILE}: verify it first.")
-            else:
-                console.print(f"left out: {folder}, which nobody has verified", highlight=False)
-        found = read_all(folders)
-        for folder in folders:
-            try:
-                check_published(read_submission(folder), read_verified(folder / FILE))
-            except InputError as error:
-                raise InputError(f"{folder}: {error}") from error
-        return found

@@ -207,7 +207,7 @@ def test_a_title_is_only_text_and_the_address_of_code_is_that_address(title, sho
     text = markdown([made(("random", "sac"), "theirs", tracks=TRACKS[:1], **about)])
     row = next(line for line in text.splitlines() if line.startswith("| theirs |"))
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-    assert (cells[2], cells[5]) == (shown, f"<{code}>")
+    assert (cells[2], cells[7]) == (shown, f"<{code}>")
 
 
 def test_names_with_markup_are_text_in_the_table():
@@ -218,7 +218,7 @@ def test_names_with_markup_are_text_in_the_table():
     assert "<script" not in text
     assert "<img" not in text
     row = next(line for line in text.splitlines() if line.startswith("| evil"))
-    assert row.replace("\\|", "").count("|") == 10  # nine cells
+    assert row.replace("\\|", "").count("|") == 12  # eleven cells
 
 
 def test_tuning_runs_do_not_stand_in_the_table(verified):
