@@ -2,7 +2,7 @@
 
     python benchmarks/leaderboard.py run [--quick] [--suite search|transfer|cifar10] [--tracks ...]
         [--methods ...] [--seeds ...]
-    python benchmarks/leaderboard.py submit|verify|report ...
+    python benchmarks/leaderboard.py submit|verify|report|policy ...
 
 The protocol, and the commands that made the published table, are in benchmarks/LEADERBOARD.md.
 Exit codes of run: 0, 1 if a run has failed for good, 2 for input that cannot be used (with one line
@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by s
 os.environ |= pinned()  # likewise: numbers are those of other machines to the last digit
 
 import tyro
+from leaderboard_policy import ExportPolicy
 from leaderboard_report import Report
 from leaderboard_submit import Submit
 from leaderboard_verify import Verify
@@ -146,6 +147,7 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "submit": Submit,
     "verify": Verify,
     "report": Report,
+    "policy": ExportPolicy,
 }
 
 

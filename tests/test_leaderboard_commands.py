@@ -1,4 +1,4 @@
-"""The leaderboard's commands: those of its documentation, and what submit writes."""
+"""The leaderboard's commands: those of its documentation, and what submit and policy write."""
 
 import json
 import os
@@ -11,17 +11,23 @@ from pathlib import Path
 
 import pytest
 from leaderboard import Run, main, parse
-from leaderboard_folders import SUBMISSIONS
+from leaderboard_folders import REPORT, SUBMISSIONS
 from leaderboard_submit import Submit, chosen
 from scripts import Done, run_main
+from verified_runs import made
 
 import haq_env
-from haq_env.leaderboard.entries import OWN
+from haq_env.conversion import convert
+from haq_env.errors import InputError
+from haq_env.leaderboard.best import best_known
+from haq_env.leaderboard.entries import OWN, gather
 from haq_env.leaderboard.owner import Owner
 from haq_env.leaderboard.protocol import Cell, Outcome, Step, find_track
+from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.submission import read_submission
-from haq_env.policy import to_digits
+from haq_env.leaderboard.verified_file import read_verified
+from haq_env.policy import Policy, to_digits
 from haq_env.versions import commit, processor
 
 ROOT = Path(__file__).parent.parent
@@ -213,3 +219,80 @@ def test_the_commit_is_that_of_the_checkout_and_says_whether_its_code_was_change
     (code / "mine.py").unlink()
     (code / "policy.py").write_text("bits = 4\n")
     assert commit(tmp_path) == f"{digits}-dirty"
+
+
+# -- policy ------------------------------------------------------------------------------------
+
+
+def best_of_the_table(track: str) -> tuple[str, str]:
+    """The bits that the published table calls the best known ones."""
+    text = (REPORT / find_track(track).suite.folder / "README.md").read_text(encoding="utf-8")
+    row = next(
+        line
+        for line in text.partition("## Best policies known")[2].splitlines()
+        if line.startswith(f"| {track} |")
+    )
+    w_bits, a_bits = re.findall(r"`([1-8]+)`", row)
+    return w_bits, a_bits
+
+
+@pytest.mark.parametrize("track", [EDGE, "digits-transfer-network"])
+def test_the_best_policy_known_is_exported_converted_and_read_back(tmp_path, track):
+    out, table, back = (tmp_path / name for name in ("policy.json", "bits.csv", "back.json"))
+    done = run_main(main, "policy", track, "--out", str(out))
+    assert (done.returncode, done.stderr) == (0, "")
+    policy, task = Policy.load(out), find_track(track).task()
+    assert to_digits(policy.bits) == best_of_the_table(track)
+    assert policy.names == tuple(task.layers.names)
+    assert policy.record["cost"] == task.all_costs(policy.bits)
+    assert policy.record["cost"]["latency"] <= policy.record["budget"]["limit"]
+    assert task.budget.fits(policy.bits)
+    assert convert(convert(out, table, "csv"), back) == back
+    assert (Policy.load(back).bits == policy.bits).all()
+    assert Policy.load(back).names == policy.names
+
+
+def test_a_policy_of_one_entry_and_seed_is_one_that_this_run_had_at_a_checkpoint(tmp_path):
+    out = tmp_path / "policy.json"
+    argv = ["policy", EDGE, "--entry", "sac", "--seed", "7", "--out", str(out)]
+    assert run_main(main, *argv).returncode == 0
+    policy = Policy.load(out)
+    verified = read_verified(SUBMISSIONS / "seeds" / "verified.json")
+    (run,) = [r for r in verified.runs if (r.cell.method, r.cell.seed) == ("sac", 7)]
+    best = max(run.scored, key=lambda scored: scored.score)
+    assert to_digits(policy.bits) == (best.w_bits, best.a_bits)
+    told = policy.record["leaderboard"]
+    assert (told["track"], told["entry"], told["seed"]) == (EDGE, "sac", 7)
+    assert tuple(told["test"]) == best.test
+    assert dict(run.steps)[told["evaluation"]] == best
+    assert policy.record["accuracy"]["search"] == best.accuracy
+    assert (policy.record["algorithm"], policy.record["evaluations"]) == ("sac", 200)
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["digits-toaster"], "unknown track 'digits-toaster'"),
+        ([EDGE, "--entry", "sacc"], f"unknown entry on {EDGE} 'sacc'"),
+        ([EDGE, "--entry", "sac", "--seed", "55"], f"sac has no verified run on {EDGE} with seed"),
+    ],
+)
+def test_a_policy_that_nobody_has_is_one_clear_error(tmp_path, argv, complaint):
+    done = run_main(main, "policy", *argv, "--out", str(tmp_path / "policy.json"))
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: [^\n]*{re.escape(complaint)}[^\n]*\n", done.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_known_is_what_the_table_says_whoever_has_found_it():
+    numbers = [made(("random", "sac")), made(("mine",), "better", gain=1.5)]
+    entries = gather(numbers).runs
+    for track, anchor in Standings(numbers, repetitions=20).anchors.items():
+        found = best_known(entries, track)
+        assert found.policy == anchor.best
+        assert found.entry in anchor.by
+        assert best_known(entries, track, "mine", 2).policy in {
+            policy for run in entries["mine"] if run.cell.seed == 2 for policy in run.scored
+        }
+    with pytest.raises(InputError, match="nobody has a verified run on digits-bitfusion-w2a6"):
+        best_known(entries, "digits-bitfusion-w2a6")
