@@ -2,7 +2,7 @@
 
     python benchmarks/leaderboard.py run [--quick] [--suite search|transfer|cifar10] [--tracks ...]
         [--methods ...] [--seeds ...]
-    python benchmarks/leaderboard.py submit|verify|report ...
+    python benchmarks/leaderboard.py submit|verify|report|policy ...
 
 The protocol, and the commands that made the published table, are in benchmarks/LEADERBOARD.md.
 Exit codes of run: 0, 1 if a run has failed for good, 2 for input that cannot be used (with one line
@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by s
 os.environ |= pinned()  # likewise: numbers are those of other machines to the last digit
 
 import tyro
+from leaderboard_policy import ExportPolicy
 from leaderboard_report import Report
 from leaderboard_submit import Submit
 from leaderboard_verify import Verify
@@ -38,7 +39,7 @@ from haq_env.agents.transfer_methods import TRANSFER, transfer_methods
 from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.engines import ENGINES, start_engine
 from haq_env.leaderboard.progress import Bar
-from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, find_track
+from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, Cell, find_track
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.sweep import cells_of, sweep
 from haq_env.malloc import keep_freed_memory
@@ -95,8 +96,8 @@ class Run:
     """Three methods, two seeds, the suite's first track, 30 evaluations: does everything work
     here?"""
 
-    def run(self, console: Console) -> int:
-        """Run what is missing."""
+    def cells(self) -> list[Cell]:
+        """List the runs that were asked for; raises InputError for an unknown name or seed."""
         quick = self.quick
         if self.suite not in SUITES:
             raise unknown_name("suite", self.suite, SUITES)
@@ -104,17 +105,21 @@ class Run:
         tracks = self.tracks or (suite[:1] if quick else suite)
         learning = all(find_track(name).source is not None for name in tracks)
         entries = (*ENTRIES, *TRANSFERRED) if learning else ENTRIES
-        cells = cells_of(
+        return cells_of(
             tracks,
             self.methods or (("random", "evolution", "residual-ppo") if quick else entries),
             self.seeds or (SEEDS[:2] if quick else SEEDS),
             30 if quick and self.evaluations is None else self.evaluations,
         )
+
+    def run(self, console: Console) -> int:
+        """Run what is missing."""
+        cells = self.cells()
         if self.engine not in ENGINES:
             raise unknown_name("engine", self.engine, ENGINES)
         if not self.minutes >= 0:
             raise InputError(f"minutes must be 0 or more, not {self.minutes:g}.")
-        store = Store(self.store / "quick" if quick else self.store)
+        store = Store(self.store / "quick" if self.quick else self.store)
         engine = start_engine(self.engine, store.folder, jobs=self.jobs, address=self.address)
         if self.retry:
             console.print(f"{store.retry(cells)} failed runs are tried again")
@@ -142,7 +147,26 @@ COMMANDS: dict[str, Callable[..., Command]] = {
     "submit": Submit,
     "verify": Verify,
     "report": Report,
+    "policy": ExportPolicy,
 }
+
+
+def parse(argv: list[str] | None = None) -> Command:
+    """Read a command line, and do nothing yet.
+
+    Args:
+        argv: arguments without the program's name; those of the process when None.
+
+    Raises:
+        SystemExit: it is no command of this script (2), or asked for help (0).
+    """
+    command: Command = subcommand_cli_from_dict(
+        COMMANDS,
+        description=__doc__,
+        args=argv,
+        config=(OmitArgPrefixes, FlagCreatePairsOff),
+    )
+    return command
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -155,12 +179,7 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: always, with the code that the module's text explains.
     """
     keep_freed_memory()
-    command: Command = subcommand_cli_from_dict(
-        COMMANDS,
-        description=__doc__,
-        args=argv,
-        config=(OmitArgPrefixes, FlagCreatePairsOff),
-    )
+    command = parse(argv)
     for name in ("SIGTERM", "SIGHUP"):  # the latter when a terminal is closed, not on Windows
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup

@@ -6,23 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from leaderboard_folders import REPORT, Folders, submissions
+from leaderboard_folders import REPORT, Folders
+from leaderboard_verified import read_checked
 from rich.console import Console
 from tyro.conf import arg
 
 from haq_env.errors import InputError
-from haq_env.files import replace_file, writing
+from haq_env.files import replace_files
+from haq_env.leaderboard.agreement import agreement
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
 from haq_env.leaderboard.protocol import SUITES
-from haq_env.leaderboard.published import check_published
 from haq_env.leaderboard.standings import Standings
-from haq_env.leaderboard.submission import read_submission
 from haq_env.leaderboard.suites import by_suite
 from haq_env.leaderboard.table import markdown
-from haq_env.leaderboard.verified import Verified
-from haq_env.leaderboard.verified_file import FILE, read_all, read_verified
-from haq_env.report.runs import write_csv
+from haq_env.report.runs import Run, to_csv
 
 
 @dataclass(frozen=True)
@@ -38,51 +36,33 @@ class Report:
 
     def run(self, console: Console) -> int:
         """Write the files."""
-        parts = by_suite(self._verified(console))
+        read = read_checked(self.folders, console)
+        submitted = {verified.name: submission for submission, verified in read}
+        parts = by_suite([verified for _, verified in read])
         if not parts:
             raise InputError("there is no verified run.")
         for suite in SUITES.values():
             stale = self.out / suite.folder / "README.md"
             if suite not in parts and stale.exists():
                 raise InputError(f"{stale} is a table that no verified run is for: remove it.")
-        runs, texts = {}, {}
+        runs: list[Run] = []
+        texts: dict[Path, str] = {}
         for suite, part in parts.items():
             standings, folder = Standings(part), self.out / suite.folder
             others = [other for other in parts if other != suite]
-            runs[folder] = curves(standings)
-            texts[folder / "README.md"] = markdown(part, standings, others)
-            texts[folder / "index.html"] = page(part, standings, others)
+            own = curves(standings)
+            held = {each.name: agreement(submitted[each.name], each) for each in part}
+            texts[folder / "README.md"] = markdown(part, standings, others, held)
+            texts[folder / "index.html"] = page(part, standings, others, held)
+            texts[folder / "curves.csv"] = to_csv(own)
+            runs += own
         files = []
         if self.tensorboard is not None:  # first, because it can be missing
             from haq_env.report.tensorboard import write_tensorboard
 
-            every = [run for part_runs in runs.values() for run in part_runs]
-            files.append(write_tensorboard(every, self.tensorboard))
-        for folder in runs:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            replace_file(path, text)
-            files.append(path)
-        files += [write_csv(found, folder / "curves.csv") for folder, found in runs.items()]
+            files.append(write_tensorboard(runs, self.tensorboard))
+        replace_files(texts, folders=True)  # all of them: no new table beside an old page
+        files += texts
         for file in files:
             console.print(f"Written: {file}", highlight=False, markup=False)
         return 0
-
-    def _verified(self, console: Console) -> list[Verified]:
-        """Read verified numbers that are of the submissions as they stand."""
-        folders = []
-        for folder in submissions(self.folders):
-            if (folder / FILE).exists():
-                folders.append(folder)
-            elif self.folders:
-                raise InputError(f"{folder} has no {FILE}: verify it first.")
-            else:
-                console.print(f"left out: {folder}, which nobody has verified", highlight=False)
-        found = read_all(folders)
-        for folder in folders:
-            try:
-                check_published(read_submission(folder), read_verified(folder / FILE))
-            except InputError as error:
-                raise InputError(f"{folder}: {error}") from error
-        return found

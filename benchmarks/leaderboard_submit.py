@@ -16,7 +16,7 @@ from haq_env.errors import InputError
 from haq_env.leaderboard.protocol import FEWEST_SEEDS, SEEDS, Outcome, find_track
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.submission import Manifest, write_submission
-from haq_env.versions import processor, versions
+from haq_env.versions import commit, processor, versions
 
 PACKAGES = ("haq-env", "torch", "torchvision", "numpy", "stable-baselines3", "sb3-contrib")
 
@@ -87,6 +87,7 @@ class Submit:
             hardware=self.hardware or f"{processor()}, {os.cpu_count()} cores",
             seconds=round(3600 * hours, 1),
             versions=versions(*PACKAGES),
+            commit=commit(),
         )
         submission = write_submission(self.out, manifest, outcomes, overwrite=self.overwrite)
         console.print(f"Written: {self.out}, {len(submission.claims)} runs.", highlight=False)

@@ -13,16 +13,16 @@ from typing import Annotated
 from leaderboard_folders import Folders, submissions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tyro.conf import arg
+from tyro.conf import FlagCreatePairsOff, arg
 
 from haq_env.data.store import cache_folder
 from haq_env.errors import InputError
-from haq_env.leaderboard.arithmetic import OTHER, arithmetic
+from haq_env.leaderboard.arithmetic import OTHER, SAME, arithmetic
 from haq_env.leaderboard.published import check_published
 from haq_env.leaderboard.submission import Submission, read_submission
 from haq_env.leaderboard.verified import Verified
 from haq_env.leaderboard.verified_file import FILE, read_verified, write_verified
-from haq_env.leaderboard.verify import Choice, Verdict, verify
+from haq_env.leaderboard.verify import Choice, Verdict, is_lenient, policies_of, verify
 
 MOST_FAILURES = 125  # an exit code is a byte, and shells use those above
 CACHE = "verify-{}.sqlite"  # in the folder of data; its arithmetic
@@ -44,6 +44,12 @@ class Verify:
     user's own files when not given, since whoever submits may put files into the working tree."""
     jobs: int = max(1, min(8, os.cpu_count() or 1))
     """Processes."""
+    limit: int = 2000
+    """Different policies of a submission that are executed at most, two seconds or so of a core
+    each: one that has more is not begun."""
+    other_arithmetic: Annotated[bool, FlagCreatePairsOff] = False
+    """Allow claims that are from another arithmetic than this machine's, or say none, to be off by
+    12 points in the place of 0.5."""
 
     def run(self, console: Console) -> int:
         """Print one line for each run, and write verified.json into each folder."""
@@ -69,8 +75,12 @@ class Verify:
         except InputError as error:
             _say(console, f"refused: {folder}: {error}")
             return 1
-        verdicts, found = self._execute(submission, published, folder, console)
+        choice = self._choice(folder, console)
+        count = len(policies_of(choice.of(submission.claims)))
+        _say(console, f"{folder}: {count:,} different policies to execute")
+        verdicts, found = _execute(submission, choice, published, console)
         failures = _tell(verdicts, published, folder, console)
+        _tell_leniency(submission, verdicts, is_lenient(submission, choice, published), console)
         if not self._read_only:
             write_verified(found, folder / FILE)
             _say(console, f"Written: {folder / FILE}")
@@ -90,27 +100,31 @@ class Verify:
             raise InputError(f"{FILE}: {error}") from error
         return submission, published
 
-    def _execute(
-        self, submission: Submission, published: Verified | None, folder: Path, console: Console
-    ) -> tuple[list[Verdict], Verified]:
-        """Execute the runs that were asked for, with a bar on a terminal."""
+    def _choice(self, folder: Path, console: Console) -> Choice:
+        """Say which runs are executed, and how."""
         seed = secrets.randbelow(2**31) if self.seed is None else self.seed
         if self.sample is not None:
             _say(console, f"{folder}: {self.sample} runs, drawn with --seed {seed}")
         own = cache_folder() / CACHE.format(arithmetic())  # another one has other answers
         cache = own if self.cache is None else self.cache
-        choice = Choice(self.sample, seed, cache, self.jobs)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-        ) as bar:
-            task = bar.add_task("policies", total=None)
-            return verify(
-                submission,
-                choice,
-                published=published,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )
+        return Choice(self.sample, seed, cache, self.jobs, self.limit, self.other_arithmetic)
+
+
+def _execute(
+    submission: Submission, choice: Choice, published: Verified | None, console: Console
+) -> tuple[list[Verdict], Verified]:
+    """Execute the runs that were chosen, with a bar on a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("policies", total=None)
+        return verify(
+            submission,
+            choice,
+            published=published,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def _tell(
@@ -133,6 +147,27 @@ def _tell(
             f"{OTHER.single:g} points, and scores within {OTHER.score:g}",
         )
     return failures
+
+
+def _tell_leniency(
+    submission: Submission, verdicts: Sequence[Verdict], lenient: bool, console: Console
+) -> None:
+    """Say what was allowed to claims that are from another arithmetic, if there are any."""
+    theirs = {c.outcome.cell: c.outcome.arithmetic for c in submission.claims}
+    others = [v for v in verdicts if theirs[v.cell] != arithmetic()]
+    about = "from another arithmetic, or from one that they do not say"
+    if others and lenient:
+        _say(
+            console,
+            f"{len(others)} runs are {about}: their claims were held against {OTHER.single:g} "
+            f"points in the place of {SAME.single:g}",
+        )
+    elif wrong := sum(bool(v.problems) for v in others):
+        _say(
+            console,
+            f"{wrong} refused runs are {about}: --other-arithmetic allows their claims "
+            f"{OTHER.single:g} points in the place of {SAME.single:g}",
+        )
 
 
 def _say(console: Console, line: str) -> None:

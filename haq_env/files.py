@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,24 +52,55 @@ def replace_file(
     Raises:
         InputError: it cannot be written.
     """
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    if not path.name:
-        raise InputError(f"cannot write {path}: it is a folder.")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    replace_files({path: content}, durable=durable, folders=folders)
+
+
+def replace_files(
+    contents: Mapping[Path, str | bytes | memoryview],
+    *,
+    durable: bool = True,
+    folders: bool = False,
+) -> None:
+    """Write files that belong together: all of them, or none where the disk is full in between.
+
+    All are written beside their targets before the first one is renamed. A power cut between two
+    of the renames, which take microseconds, is the one moment that can part them.
+
+    Args:
+        contents: path to all of its content; text is written as UTF-8, line ends as they are.
+        durable: also survives a power cut, which takes some milliseconds a file.
+        folders: makes the folders that they are in; else they must exist.
+
+    Raises:
+        InputError: one cannot be written; what was there stays.
+    """
+    scratches: dict[Path, Path] = {}
     try:
-        with writing(path):
-            if folders:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(f"{path} is a folder")
-            # in a folder that others write into, a link may wait here: never written through
-            scratch.unlink(missing_ok=True)
-            with scratch.open("xb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            scratch.replace(path)
+        for path, content in contents.items():
+            if not path.name:
+                raise InputError(f"cannot write {path}: it is a folder.")
+            scratches[path] = path.with_name(f".{path.name}.{os.getpid()}.part")
+            with writing(path):
+                if folders:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():
+                    raise IsADirectoryError(f"{path} is a folder")
+                _write(scratches[path], content, durable)
+        for path, scratch in scratches.items():
+            with writing(path):
+                scratch.replace(path)
     finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
+        for scratch in scratches.values():
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
+
+def _write(scratch: Path, content: str | bytes | memoryview, durable: bool) -> None:
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    # in a folder that others write into, a link may wait here: never written through
+    scratch.unlink(missing_ok=True)
+    with scratch.open("xb") as file:
+        file.write(data)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())

@@ -1,15 +1,18 @@
 """The standings and the page: made from verified numbers alone, and shown in a real browser."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import leaderboard
 import numpy as np
 import pytest
 from leaderboard_folders import REPORT, SUBMISSIONS
 from leaderboard_report import Report
 from rich.console import Console
+from scripts import run_main
 from verified_runs import TRACKS, made
 
 from haq_env.errors import InputError
@@ -204,7 +207,7 @@ def test_a_title_is_only_text_and_the_address_of_code_is_that_address(title, sho
     text = markdown([made(("random", "sac"), "theirs", tracks=TRACKS[:1], **about)])
     row = next(line for line in text.splitlines() if line.startswith("| theirs |"))
     cells = [cell.strip() for cell in row.strip("|").split(" | ")]
-    assert (cells[2], cells[5]) == (shown, f"<{code}>")
+    assert (cells[2], cells[7]) == (shown, f"<{code}>")
 
 
 def test_names_with_markup_are_text_in_the_table():
@@ -215,7 +218,7 @@ def test_names_with_markup_are_text_in_the_table():
     assert "<script" not in text
     assert "<img" not in text
     row = next(line for line in text.splitlines() if line.startswith("| evil"))
-    assert row.replace("\\|", "").count("|") == 10  # nine cells
+    assert row.replace("\\|", "").count("|") == 12  # eleven cells
 
 
 def test_tuning_runs_do_not_stand_in_the_table(verified):
@@ -266,6 +269,34 @@ def test_the_published_table_comes_out_of_the_published_numbers(tmp_path):
     assert {path.relative_to(REPORT) for path in there} == made
     for name in made:
         assert (tmp_path / name).read_bytes() == (REPORT / name).read_bytes(), name
+
+
+def test_a_disk_that_fills_up_leaves_the_old_table_page_and_curves_together(tmp_path, monkeypatch):
+    def report(*names: str):
+        folders = [str(SUBMISSIONS / name) for name in names]
+        return run_main(leaderboard.main, "report", *folders, "--out", str(tmp_path / "report"))
+
+    assert report("law").returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert before.keys() == {"README.md", "index.html", "curves.csv"}
+    sync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        done = report("law", "seeds")
+    file = tmp_path / "report" / "curves.csv"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: cannot write {file}: No space left on device.\n"
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == before
+    assert report("law", "seeds").returncode == 0  # and with room all three are new ones
+    after = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert all(after[name] != before[name] for name in before)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +363,29 @@ def test_tensorboard_shows_every_run_with_its_improvements(verified, tmp_path):
         assert set(np.flatnonzero(np.diff(run.best_so_far)) + 2) <= points.keys()
     with pytest.raises(InputError, match="is there already"):
         write_tensorboard(runs, folder)
+
+
+def test_a_report_has_the_curves_of_all_its_runs_for_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    law, board = SUBMISSIONS / "law", tmp_path / "board"
+    argv = ["report", str(law), "--out", str(tmp_path / "report"), "--tensorboard", str(board)]
+    done = run_main(leaderboard.main, *argv)
+    assert done.returncode == 0, done.stderr
+    assert f"Written: {board}\n" in done.stdout
+    written = {path.parent.relative_to(board).parts for path in board.rglob("events.out.*")}
+    runs = read_csv(tmp_path / "report" / "curves.csv")
+    assert written == {(run.task, run.method, str(run.seed)) for run in runs}
+    assert len(written) == len(read_verified(law / "verified.json").runs)
+    for run in runs:
+        events = EventAccumulator(str(board / run.task / run.method / str(run.seed))).Reload()
+        last = max(events.Tensors(TAG), key=lambda event: event.step)
+        assert last.step == len(run.best_so_far)
+        assert float(last.tensor_proto.float_val[0]) == pytest.approx(run.best_so_far[-1])
+    again = run_main(leaderboard.main, *argv)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "is there already" in again.stderr
 
 
 # -- in a browser ------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ from haq_env.errors import InputError
 from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
 from haq_env.leaderboard import judge
-from haq_env.leaderboard.arithmetic import AVX2, OTHER, SAME
+from haq_env.leaderboard.agreement import agreement
+from haq_env.leaderboard.arithmetic import AVX2, ELSEWHERE, OTHER, SAME
+from haq_env.leaderboard.entries import OWN
 from haq_env.leaderboard.protocol import (
     FRESH_SEEDS,
     TRACKS,
@@ -41,10 +43,15 @@ from haq_env.leaderboard.protocol import (
 from haq_env.leaderboard.published import check_published
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.standings import Standings
-from haq_env.leaderboard.submission import Manifest, read_submission, write_submission
+from haq_env.leaderboard.submission import (
+    MOST_RUNS,
+    Manifest,
+    read_submission,
+    write_submission,
+)
 from haq_env.leaderboard.verified import Scored, Verified
 from haq_env.leaderboard.verified_file import read_verified, write_verified
-from haq_env.leaderboard.verify import Choice, verify
+from haq_env.leaderboard.verify import Choice, policies_of, verify
 from haq_env.policy import from_digits, to_digits
 
 TRACK = "digits-bismo-edge-w3a2"
@@ -297,6 +304,9 @@ def test_one_run_twice_is_refused(submitted):
         ({"authors": []}, "one author or more"),
         ({"title": "a\nb"}, "printable characters"),
         ({"cache": "x.sqlite"}, "unknown field 'cache'"),
+        ({"commit": "main"}, "'commit' is 'main', which is not of the form"),
+        ({"commit": "0" * 40 + "-clean"}, "is not of the form"),
+        ({"commit": 1}, "'commit' must be text"),
     ],
 )
 def test_a_wrong_manifest_is_refused(submitted, change, complaint):
@@ -304,6 +314,15 @@ def test_a_wrong_manifest_is_refused(submitted, change, complaint):
     (submitted / "manifest.json").write_text(json.dumps(head | change))
     with pytest.raises(InputError, match=complaint):
         read_submission(submitted)
+
+
+@pytest.mark.parametrize("commit", ["0123456789" * 4, "0123456789" * 4 + "-dirty", None, "missing"])
+def test_a_manifest_may_name_a_commit_or_none(submitted, commit):
+    head = json.loads((submitted / "manifest.json").read_text())
+    assert head.pop("commit") is None  # nobody has said one
+    told = {} if commit == "missing" else {"commit": commit}
+    (submitted / "manifest.json").write_text(json.dumps(head | told))
+    assert read_submission(submitted).manifest.commit == told.get("commit")
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -621,7 +640,101 @@ def test_other_arithmetic_may_give_other_accuracies_but_not_any(submitted, choic
         record["steps"][-1]["accuracy"] += edited
 
     edit(submitted, 0, elsewhere)
-    assert bool(problems(submitted, choice)) == (edited > OTHER.single)
+    asked = replace(choice, other_arithmetic=True)
+    assert bool(problems(submitted, asked)) == (edited > OTHER.single)
+
+
+@pytest.mark.parametrize("named", ["", "0123456789abcdef"])
+def test_who_names_another_arithmetic_or_none_is_granted_no_more_unless_it_is_asked_for(
+    submitted, choice, capsys, named
+):
+    def elsewhere(record):
+        record["arithmetic"] = named
+        record["steps"][-1]["accuracy"] += 1.0
+
+    def verified(**asked) -> str:
+        Verify((submitted,), cache=choice.cache, jobs=1, **asked).run(Console())
+        return capsys.readouterr().out
+
+    edit(submitted, 0, elsewhere)
+    strict = verified()
+    assert len(read_verified(submitted / "verified.json").refused) == 1
+    assert "1 refused runs are from another arithmetic, or from one that they do not say" in strict
+    assert "--other-arithmetic allows their claims 12 points in the place of 0.5" in strict
+    lenient = verified(other_arithmetic=True)
+    assert not read_verified(submitted / "verified.json").refused
+    assert "their claims were held against 12 points in the place of 0.5" in lenient
+    # what was let in so is checked so, but for the submissions that are listed
+    assert "1 refused" in verified(check=True)
+    assert "0 refused" in verified(check=True, other_arithmetic=True)
+
+
+def test_only_published_submissions_of_this_package_are_listed_as_from_another_arithmetic(
+    submitted, choice
+):
+    assert set(ELSEWHERE) < set(OWN)
+    edit(submitted, 0, lambda record: record.update(arithmetic="0123456789abcdef"))
+    edit(submitted, 0, lambda r: r["steps"][-1].update(accuracy=r["steps"][-1]["accuracy"] + 1))
+    submission = read_submission(submitted)
+    names = {name: replace(submission, name=name) for name in ("entry", *OWN)}
+    refused = {name for name, each in names.items() if verify(each, choice)[1].refused}
+    assert refused == set(names) - set(ELSEWHERE)
+    for name in OWN:  # and each is listed for a reason, or not at all
+        there = SUBMISSIONS / name
+        held = agreement(read_submission(there), read_verified(there / "verified.json"))
+        assert bool(held.off) == (name in ELSEWHERE), name
+
+
+def test_the_table_says_how_many_claims_were_off_and_what_they_were_allowed(
+    submitted, choice, tmp_path
+):
+    def row() -> str:
+        assert Report((submitted,), tmp_path / "report").run(Console()) == 0
+        text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
+        below = text.partition("## Submissions")[2].splitlines()
+        return next(line for line in below if line.startswith("| entry |"))
+
+    claims = sum(len(claim.costs) for claim in read_submission(submitted).claims)
+    write_verified(verify(read_submission(submitted), choice)[1], submitted / "verified.json")
+    assert f"| 2 | 0 | 0.5 | 0 of {claims} |" in row()
+    edit(submitted, 0, lambda record: record.update(arithmetic=""))
+    edit(submitted, 0, lambda r: r["steps"][-1].update(accuracy=r["steps"][-1]["accuracy"] + 1))
+    asked = replace(choice, other_arithmetic=True)
+    write_verified(verify(read_submission(submitted), asked)[1], submitted / "verified.json")
+    assert f"| 2 | 0 | 12 | 1 of {claims} |" in row()
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"<td>12</td><td>1 of {claims}</td>" in page
+    # a run that was refused claims nothing that counts
+    write_verified(verify(read_submission(submitted), choice)[1], submitted / "verified.json")
+    kept = len(read_submission(submitted).claims[1].costs)
+    assert f"| 1 | 1 | 0.5 | 0 of {kept} |" in row()
+
+
+def test_more_policies_than_the_limit_are_not_begun(submitted, choice, capsys, monkeypatch):
+    submission = read_submission(submitted)
+    count = len(policies_of(submission.claims))
+    steps = sum(len(claim.costs) for claim in submission.claims)
+    assert 2 < count < steps  # a policy of two runs is executed once
+    monkeypatch.setattr(judge, "_measure", None)  # nothing can be executed
+    argv = ["verify", str(submitted), "--cache", str(choice.cache), "--jobs", "1", "--limit"]
+    done = run_main(leaderboard.main, *argv, str(count - 1))
+    assert done.returncode == 126
+    assert done.stdout == f"{submitted}: {count} different policies to execute\n"
+    assert done.stderr == (
+        f"error: {submitted}: it has {count} policies to execute, and the limit is {count - 1}: "
+        "raise the limit, or execute a sample of its runs.\n"
+    )
+    assert not (submitted / "verified.json").exists()
+    done = run_main(leaderboard.main, *argv, "0")
+    assert done.returncode == 126
+    assert "the limit is 1 policy or more, not 0" in done.stderr
+    monkeypatch.undo()
+    assert run_main(leaderboard.main, *argv, str(count)).returncode == 0
+
+
+def test_the_limit_lets_all_that_is_published_in_and_is_far_from_what_a_file_may_hold():
+    largest = max(len(policies_of(read_submission(folder).claims)) for folder in published())
+    assert 2 * largest < Verify().limit < MOST_RUNS
 
 
 def test_published_numbers_of_another_machine_are_held_against_scores(submitted, choice):
@@ -736,7 +849,7 @@ def test_some_of_the_published_runs_come_out_again(folder, tmp_path):
     done = command("verify", str(folder), *argv)
     assert done.returncode == 0, done.stdout + done.stderr
     if can_be_pinned():
-        assert "from another arithmetic" not in done.stdout, "to the last digit, then"
+        assert "verified.json is from another" not in done.stdout, "to the last digit, then"
 
 
 def command(*argv: str) -> Done:

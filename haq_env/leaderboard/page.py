@@ -12,6 +12,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from haq_env.leaderboard.agreement import ABOUT, Agreement, told
+from haq_env.leaderboard.agreement import HEAD as CLAIMS
 from haq_env.leaderboard.charts import page_data
 from haq_env.leaderboard.entries import BASELINE
 from haq_env.leaderboard.protocol import SEARCH, TRANSFER, VERSION, Suite
@@ -27,7 +29,10 @@ _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
 
 def page(
-    submissions: Sequence[Verified], standings: Standings, others: Sequence[Suite] = ()
+    submissions: Sequence[Verified],
+    standings: Standings,
+    others: Sequence[Suite] = (),
+    agreements: Mapping[str, Agreement] | None = None,
 ) -> str:
     """Return the page of a suite, with links to those of others.
 
@@ -54,7 +59,8 @@ def page(
             ),
             "standings": _standings(standings.rows),
             "unscored": escape(f" {standings.left_out}"),
-            "submissions": _submissions(submissions),
+            "submissions": _submissions(submissions, agreements or {}),
+            "claims": escape(ABOUT),
             "protocol": str(VERSION),
             "data": _embedded(page_data(standings)),
         },
@@ -108,10 +114,10 @@ def _standings(rows: Sequence[Standing]) -> str:
     return _table(head, body)
 
 
-def _submissions(submissions: Sequence[Verified]) -> str:
-    numbers = ("runs", "refused", "hours of the whole submission (declared)")
+def _submissions(submissions: Sequence[Verified], agreements: Mapping[str, Agreement]) -> str:
+    numbers = ("runs", "refused", *CLAIMS, "hours of the whole submission (declared)")
     names = (
-        *("submission", "authors", "runs", "refused", "code", "environment changed"),
+        *("submission", "authors", "runs", "refused", *CLAIMS, "code", "environment changed"),
         *("hardware (declared)", "hours of the whole submission (declared)"),
     )
     body = []
@@ -119,6 +125,7 @@ def _submissions(submissions: Sequence[Verified]) -> str:
         cells = [_cell(f"{each.name}: {each.title}", "left wide")]
         cells.append(_cell(", ".join(each.authors), "left wide"))
         cells += [_cell(str(len(each.runs))), _cell(str(len(each.refused)))]
+        cells += map(_cell, told(agreements.get(each.name)))
         # its form is checked where it is read: https, and no character that ends an attribute
         link = f'<a rel="noopener noreferrer nofollow" href="{escape(each.code)}">code</a>'
         cells.append(f'<td class="left">{link if each.code else "this package"}</td>')

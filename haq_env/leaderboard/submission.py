@@ -29,6 +29,7 @@ from haq_env.leaderboard.protocol import (
 )
 from haq_env.leaderboard.untrusted import Fields, parse, read_text
 from haq_env.task import Task
+from haq_env.versions import COMMIT
 
 MANIFEST, RUNS = "manifest.json", "runs.jsonl"
 MANIFEST_BYTES, RUNS_BYTES = 1_000_000, 20_000_000  # what is read of a file at most
@@ -53,6 +54,8 @@ class Manifest:
         hardware: what it ran on.
         seconds: time of all runs, added up.
         versions: package to version.
+        commit: of this package's checkout that the submission was written from, see
+            `haq_env.versions.commit`; None where there was none, or nobody has noted it.
     """
 
     title: str
@@ -65,6 +68,7 @@ class Manifest:
     hardware: str = ""
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,7 @@ def _manifest(fields: Fields) -> Manifest:
         hardware=fields.text("hardware"),
         seconds=fields.number("seconds"),
         versions=fields.table("versions"),
+        commit=fields.text_or_none("commit", COMMIT),  # older manifests do not have it
     )
     fields.done()
     if not manifest.title or not manifest.authors:

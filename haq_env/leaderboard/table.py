@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from haq_env.leaderboard.agreement import ABOUT, Agreement, told
+from haq_env.leaderboard.agreement import HEAD as CLAIMS
 from haq_env.leaderboard.entries import BASELINE
 from haq_env.leaderboard.protocol import FRESH_SEEDS, SEARCH, TRANSFER, VERSION, Suite
 from haq_env.leaderboard.standings import LEVELS, Standings
@@ -26,6 +28,7 @@ def markdown(
     submissions: Sequence[Verified],
     standings: Standings | None = None,
     others: Sequence[Suite] = (),
+    agreements: Mapping[str, Agreement] | None = None,
 ) -> str:
     """Write the table of a suite.
 
@@ -33,6 +36,7 @@ def markdown(
         submissions: verified numbers.
         standings: made from them, if somebody has done so already.
         others: suites that have a table, too.
+        agreements: name of a submission to how well its claims held, where that is known.
 
     Raises:
         InputError: there is no run, or there are runs of two suites.
@@ -55,7 +59,7 @@ def markdown(
         links = ", ".join(f"[{other}]({way(suite, other)}README.md)" for other in others)
         lines += [f"Tables of other suites, which do not compare: {links}.", ""]
     lines += [*_ranking(found), "", *_against(found), "", *_tracks(found), ""]
-    lines += _submissions(submissions)
+    lines += _submissions(submissions, agreements or {})
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -126,8 +130,9 @@ def _tracks(found: Standings) -> list[str]:
     return [*lines, "", found.left_out] if found.left_out else lines
 
 
-def _submissions(submissions: Sequence[Verified]) -> list[str]:
-    head = ["submission", "authors", "title", "runs", "refused", "code", "environment changed"]
+def _submissions(submissions: Sequence[Verified], agreements: Mapping[str, Agreement]) -> list[str]:
+    head = ["submission", "authors", "title", "runs", "refused", *CLAIMS]
+    head += ["code", "environment changed"]
     head += ["hardware (declared)", "hours of the whole submission (declared)"]
     rows = [
         [
@@ -136,6 +141,7 @@ def _submissions(submissions: Sequence[Verified]) -> list[str]:
             each.title,
             str(len(each.runs)),
             str(len(each.refused)),
+            *told(agreements.get(each.name)),
             _Written(f"<{each.code}>") if each.code else "this package",
             each.environment_changed or "no",
             each.hardware or DASH,
@@ -143,7 +149,7 @@ def _submissions(submissions: Sequence[Verified]) -> list[str]:
         ]
         for each in sorted(submissions, key=lambda each: each.name)
     ]
-    return ["## Submissions", "", *_table(head, rows)]
+    return ["## Submissions", "", *_table(head, rows), "", ABOUT]
 
 
 def hours(submission: Verified) -> str:

@@ -86,6 +86,11 @@ class Fields:
         """Take a text of printable characters."""
         return self._text(self._take(name), name, longest, pattern)
 
+    def text_or_none(self, name: str, pattern: str) -> str | None:
+        """Take a text of a form that may be null, or not there at all."""
+        value = self._left.pop(name, None)
+        return None if value is None else self._text(value, name, 200, pattern)
+
     def texts(self, name: str, *, most: int = 50, longest: int = 200) -> tuple[str, ...]:
         """Take a list of texts."""
         return tuple(self._text(each, name, longest, None) for each in self.items(name, most))

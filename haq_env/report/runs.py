@@ -104,16 +104,26 @@ _HEAD = ("task", "method", "seed", "charge", "seconds", "hits", "evaluations", "
 
 
 def write_csv(runs: Sequence[Run], path: str | Path) -> Path:
-    """Write runs, one line each, sorted by task, method and seed.
+    """Write runs as `to_csv` has them, and return the path.
+
+    Raises:
+        InputError: one run twice, or the file cannot be written.
+    """
+    path = Path(path)
+    replace_file(path, to_csv(runs))
+    return path
+
+
+def to_csv(runs: Sequence[Run]) -> str:
+    """Return runs as text, one line each, sorted by task, method and seed.
 
     The last column has the best so far as ``evaluation:score`` for the first evaluation and for
     each that improved, for example ``1:70.9 4:85.8``. Numbers are exact. Seconds are empty where
     they are not known.
 
     Raises:
-        InputError: one run twice, or the file cannot be written.
+        InputError: one run twice.
     """
-    path = Path(path)
     check_unique(runs)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -129,8 +139,7 @@ def write_csv(runs: Sequence[Run], path: str | Path) -> Path:
                 " ".join(f"{index + 1}:{float(curve[index])!r}" for index in changes),
             ]
         )
-    replace_file(path, text.getvalue())
-    return path
+    return text.getvalue()
 
 
 def read_csv(path: str | Path) -> list[Run]:
