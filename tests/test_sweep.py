@@ -26,9 +26,17 @@ from haq_env.leaderboard.arithmetic import arithmetic
 from haq_env.leaderboard.engines import start_engine
 from haq_env.leaderboard.outcomes import outcome_from_json, outcome_to_json
 from haq_env.leaderboard.owner import Owner
-from haq_env.leaderboard.protocol import Cell, Outcome, Step, Track
+from haq_env.leaderboard.protocol import VERSION, Cell, Outcome, Step, Track
 from haq_env.leaderboard.running import run_cell
-from haq_env.leaderboard.store import ATTEMPTS, CACHE, FILE, SCHEMA, Store
+from haq_env.leaderboard.store import (
+    APPLICATION,
+    ATTEMPTS,
+    CACHE,
+    DEATHS,
+    FILE,
+    SCHEMA,
+    Store,
+)
 from haq_env.leaderboard.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +46,11 @@ EDGE = "digits-bismo-edge-w3a2"
 
 CHEAP = Track("cheap", {"evaluator": "ptq_bn"})
 BROKEN = Track("broken", {"hardware": "toaster"})
+DEADLY_MODULE = """import os, signal
+def net():
+    os.kill(os.getpid(), signal.SIGKILL)
+data = net
+"""
 DEADLY = Track("deadly", {"network": "deadly:net", "dataset": "deadly:data"})
 TRACKS = {track.name: track for track in (CHEAP, BROKEN, DEADLY)}
 CELLS = [Cell("cheap", name, seed, 5) for seed in (0, 1) for name in ("random", "evolution")]
@@ -110,6 +123,110 @@ def test_the_run_of_a_killed_process_goes_to_the_next_one_at_once(tmp_path):
                 assert time.monotonic() < deadline
             assert store.rows()[0].attempts == 1
     assert store.claim(Owner(), [cell]) == cell
+
+
+def die_in_the_middle(store: Store, cells: list[Cell], times: int) -> list[Cell | None]:
+    """Claim as often, each time as a process that is not there any more."""
+    return [store.claim(Owner(started="before the others"), cells) for _ in range(times)]
+
+
+@linux
+def test_a_run_that_ends_every_process_is_failed_in_the_end_and_says_why(tmp_path):
+    store, cells = Store(tmp_path), CELLS[:2]
+    store.add(cells)
+    assert die_in_the_middle(store, cells, DEATHS) == [cells[0]] * DEATHS
+    owner = Owner()
+    assert store.release(owner) == 0
+    assert store.claim(owner, cells) == cells[1]  # the others go on
+    bad, good = store.rows()[1], store.rows()[0]
+    assert (bad.cell, bad.state, bad.attempts) == (cells[0], "failed", 1)
+    assert bad.error.startswith(f"{DEATHS} processes died in the middle of it")
+    assert (good.cell, good.state) == (cells[1], "running")
+    assert store.retry(cells) == 1
+    assert die_in_the_middle(store, cells[:1], DEATHS) == [cells[0]] * DEATHS  # all of them again
+    assert store.claim(Owner(), cells[:1]) is None
+
+
+@linux
+def test_deaths_are_counted_whatever_ends_in_good_order_between_them(tmp_path):
+    store, cell = Store(tmp_path), CELLS[0]
+    store.add([cell])
+    for _ in range(DEATHS):
+        assert die_in_the_middle(store, [cell], 1) == [cell]
+        owner = Owner()
+        if store.claim(owner, [cell]) is None:
+            break
+        assert store.release(owner) == 1
+    (row,) = store.rows()
+    assert row.state == "failed"
+
+
+@linux
+@pytest.mark.slow
+def test_a_run_that_kills_its_own_process_does_not_hold_up_the_others_for_ever(tmp_path):
+    (tmp_path / "deadly.py").write_text(DEADLY_MODULE)
+    store, bad, good = Store(tmp_path), Cell("deadly", "random", 0, 5), CELLS[0]
+    store.add([bad, good])
+    assert die_in_the_middle(store, [bad], DEATHS - 1) == [bad] * (DEATHS - 1)
+    settings = {track.name: dict(track.settings) for track in (CHEAP, DEADLY)}
+    code = f"""
+        from haq_env.leaderboard.engines import start_engine
+        from haq_env.leaderboard.protocol import Cell, Track
+        from haq_env.leaderboard.store import Store
+        from haq_env.leaderboard.sweep import sweep
+        tracks = {{name: Track(name, settings) for name, settings in {settings!r}.items()}}
+        store = Store({str(tmp_path)!r})
+        engine = start_engine("inprocess", store.folder)
+        print(sweep(store, [{bad!r}, {good!r}], engine, tracks=tracks) == {{"failed": 1, "done": 1}})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    pipes = {"capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": path}}
+    assert subprocess.run(command, **pipes).returncode == -signal.SIGKILL
+    done = subprocess.run(command, **pipes)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_store_of_before_deaths_were_counted_is_read_and_goes_on_and_its_program_too(tmp_path):
+    columns = (
+        "track TEXT NOT NULL, method TEXT NOT NULL, seed INTEGER NOT NULL, "
+        "evaluations INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN "
+        "('waiting', 'running', 'done', 'failed')), attempts INTEGER NOT NULL DEFAULT 0, "
+        "owner TEXT, machine TEXT, pid INTEGER, started TEXT, beat REAL, "
+        "error TEXT NOT NULL DEFAULT '', outcome TEXT, "
+        "CHECK ((state = 'done') = (outcome IS NOT NULL)), "
+        "CHECK ((state = 'running') = (owner IS NOT NULL)), "
+        "PRIMARY KEY (track, method, seed, evaluations)"
+    )
+    before = sqlite3.connect(tmp_path / FILE, isolation_level=None)  # stays open, as it may run
+    before.execute("PRAGMA journal_mode = WAL")
+    before.execute(f"CREATE TABLE cells ({columns}) WITHOUT ROWID")
+    before.execute(f"PRAGMA application_id = {APPLICATION}")
+    before.execute(f"PRAGMA user_version = {1000 * VERSION + 1}")
+    insert = "INSERT INTO cells (track, method, seed, evaluations, state, attempts, {}) VALUES "
+    done, dead, new = CELLS[:3]
+    before.execute(
+        insert.format("outcome") + "(?, ?, ?, ?, 'done', 1, ?)",
+        (done.track, done.method, done.seed, 5, outcome_to_json(outcome_of(done))),
+    )
+    before.execute(
+        insert.format("owner, machine, pid, started, beat")
+        + "(?, ?, ?, ?, 'running', 1, ?, ?, ?, ?, ?)",
+        (dead.track, dead.method, dead.seed, 5, "x", "another one", 1, "1", 0.0),
+    )
+    assert Store(tmp_path, create=False).outcomes() == [outcome_of(done)]  # looks, changes nothing
+    query = "SELECT name FROM pragma_table_info('cells')"
+    assert "deaths" not in [name for (name,) in before.execute(query)]
+    store, owner = Store(tmp_path), Owner()
+    assert store.claim(owner, [done, dead]) == dead
+    assert store.finish(owner, outcome_of(dead))
+    before.execute(
+        "INSERT OR IGNORE INTO cells (track, method, seed, evaluations) VALUES (?, ?, ?, ?)",
+        (new.track, new.method, new.seed, new.evaluations),
+    )
+    before.close()
+    assert Store(tmp_path).count([done, dead, new]) == {"done": 2, "waiting": 1}
+    assert die_in_the_middle(Store(tmp_path), [new], 1) == [new]
 
 
 def test_an_owner_that_gave_no_sign_of_life_loses_its_run_and_cannot_finish_it(
@@ -225,8 +342,7 @@ def test_an_outcome_is_what_the_search_did_and_a_replay_gives_the_same(tmp_path)
 
 @pytest.mark.slow
 def test_engines_agree_and_a_crash_takes_no_other_run_with_it(tmp_path, monkeypatch):
-    module = "import os, signal\ndef net():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    (tmp_path / "deadly.py").write_text(module + "data = net\n")
+    (tmp_path / "deadly.py").write_text(DEADLY_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     alone, pooled = Store(tmp_path / "alone"), Store(tmp_path / "pooled")
     sweep(alone, CELLS, start_engine("inprocess", alone.folder), tracks=TRACKS)
