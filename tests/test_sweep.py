@@ -16,6 +16,9 @@ from pathlib import Path
 
 import leaderboard as script
 import pytest
+from leaderboard_figures import COLUMNS, Figure, tell
+from leaderboard_log import RUN, Log, done_again
+from leaderboard_times import timed
 from scripts import Done, run_main
 
 from haq_env.agents.methods import search_method
@@ -26,7 +29,7 @@ from haq_env.leaderboard.arithmetic import arithmetic
 from haq_env.leaderboard.engines import start_engine
 from haq_env.leaderboard.outcomes import outcome_from_json, outcome_to_json
 from haq_env.leaderboard.owner import Owner
-from haq_env.leaderboard.protocol import VERSION, Cell, Outcome, Step, Track
+from haq_env.leaderboard.protocol import SEEDS, VERSION, Cell, Outcome, Step, Track
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.store import (
     APPLICATION,
@@ -168,6 +171,7 @@ def test_a_run_that_kills_its_own_process_does_not_hold_up_the_others_for_ever(t
     store, bad, good = Store(tmp_path), Cell("deadly", "random", 0, 5), CELLS[0]
     store.add([bad, good])
     assert die_in_the_middle(store, [bad], DEATHS - 1) == [bad] * (DEATHS - 1)
+    expected = {"failed": 1, "done": 1}
     settings = {track.name: dict(track.settings) for track in (CHEAP, DEADLY)}
     code = f"""
         from haq_env.leaderboard.engines import start_engine
@@ -177,7 +181,7 @@ def test_a_run_that_kills_its_own_process_does_not_hold_up_the_others_for_ever(t
         tracks = {{name: Track(name, settings) for name, settings in {settings!r}.items()}}
         store = Store({str(tmp_path)!r})
         engine = start_engine("inprocess", store.folder)
-        print(sweep(store, [{bad!r}, {good!r}], engine, tracks=tracks) == {{"failed": 1, "done": 1}})
+        print(sweep(store, [{bad!r}, {good!r}], engine, tracks=tracks) == {expected!r})
     """
     command = [sys.executable, "-c", textwrap.dedent(code)]
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
@@ -389,7 +393,28 @@ def test_what_cannot_be_run_is_one_clear_error_before_anything_is_spent(tmp_path
     assert done.returncode == 2
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not (tmp_path / FILE).exists() or not Store(tmp_path).rows()
+    assert not (tmp_path / FILE).exists()
+
+
+@linux
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_one_line_and_the_command_goes_on_when_there_is_space(tmp_path):
+    argv = ["--tracks", EDGE, "--methods", "random", "--engine", "inprocess"]
+    argv += ["--evaluations", "1", "--store", str(tmp_path)]  # one answer, and much bookkeeping
+    # no file may grow beyond 64 KiB: the system refuses to write, as it does on a full disk
+    command = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", sys.executable, str(SCRIPT)]
+    command += ["run", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the leaderboard store ")
+    assert done.stderr.endswith("What it holds is kept.\n")
+    assert done.stderr.count("\n") == 1
+    kept = Store(tmp_path).outcomes()
+    assert 0 < len(kept) < len(SEEDS)
+    again = leaderboard("run", *argv)
+    assert again.returncode == 0, again.stderr
+    assert {row.state for row in Store(tmp_path).rows()} == {"done"}
+    assert [outcome for outcome in Store(tmp_path).outcomes() if outcome in kept] == kept
 
 
 @pytest.mark.slow
@@ -428,8 +453,61 @@ def test_two_sweeps_on_one_store_share_the_runs(tmp_path):
     done = [line for out, _ in printed for line in out.splitlines()]
     rows = Store(tmp_path).rows()
     assert sorted(done) == sorted(str(row.cell) for row in rows)
+    begun = [entry.name for entry in Log(tmp_path / "log.txt").read() if entry.what == RUN]
+    assert sorted(begun) == sorted(done)
     assert {(row.state, row.attempts) for row in rows} == {("done", 1)}
     assert not any("locked" in errors for _, errors in printed)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        (["measure 83/22", "kept 83/22"], ["measure 83/22"], "begun again (policy): 83/22"),
+        (["run a b", "done a b"], ["run c", "run a b", "done a b"], "begun again (run): a b"),
+        (["measure 83/22"], ["measure 83/22", "kept 83/22"], ""),  # it was in the middle
+        (["run a b", "kept 83/22"], ["run a b", "done a b", "kept 83/22", "measure 84/22"], ""),
+    ],
+)
+def test_what_is_finished_before_a_kill_and_begun_again_after_it_is_told(
+    tmp_path, before, after, complaint
+):
+    log = Log(tmp_path / "log.txt")
+    for line in before:
+        log.write(*line.split(" ", 1))
+    first = log.read()
+    for line in after:
+        log.write(*line.split(" ", 1))
+    there = log.read()
+    assert [f"{entry.what} {entry.name}" for entry in there] == before + after
+    told = done_again(first, there[len(first) :])
+    assert complaint in told
+    assert bool(told) == bool(complaint)
+
+
+def test_a_figure_replaces_its_own_row_and_no_other(tmp_path, capsys):
+    path = tmp_path / "results" / "figures.md"
+    first, other = (Figure(name, "at least 2 x", "3 x", True, "python a.py") for name in "ab")
+    assert tell([first, other], 0.5, record=True, path=path)
+    assert not tell([replace(first, measured="1 x", met=False)], 7.0, record=True, path=path)
+    text = path.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:]]
+    assert [row[:4] for row in rows[2:]] == [
+        ["a", "at least 2 x", "1 x", "NOT MET"],
+        ["b", "at least 2 x", "3 x", "met"],
+    ]
+    assert {len(row) for row in rows} == {len(COLUMNS)}
+    assert [row[7] for row in rows[2:]] == ["7.0", "0.5"]
+    tell([first], 0.5, record=False, path=path)
+    assert path.read_text() == text
+    assert "a: 3 x, target at least 2 x: met" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_is_no_fast_one(tmp_path):
+    nothing = ("run", "--quick", "--minutes", "0", "--store", str(tmp_path))
+    assert timed("a", 10.0, "python a.py", *nothing).met
+    assert timed("a", 0.0, "python a.py", *nothing).verdict == "NOT MET"
+    failed = timed("a", 10.0, "python a.py", "run", "--engine", "slurm")
+    assert (failed.met, failed.measured.endswith(" min, exit code 2")) == (False, True)
 
 
 @linux
@@ -439,3 +517,5 @@ def test_killed_sweeps_go_on_where_they_were_and_end_with_the_same_table():
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("nothing lost") == 6
+    assert "| ilp-fit |" in done.stdout  # there is a table, with all methods
+    assert "| a2c |" in done.stdout
