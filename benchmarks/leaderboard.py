@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -37,7 +37,7 @@ from tyro.extras import subcommand_cli_from_dict
 from haq_env.agents.methods import RESIDUAL, methods
 from haq_env.agents.transfer_methods import TRANSFER, transfer_methods
 from haq_env.errors import InputError, unknown_name
-from haq_env.leaderboard.engines import ENGINES, start_engine
+from haq_env.leaderboard.engines import ENGINES, Engine, start_engine
 from haq_env.leaderboard.progress import Bar
 from haq_env.leaderboard.protocol import SEEDS, SUITES, TRACKS, Cell, find_track
 from haq_env.leaderboard.store import Store
@@ -119,8 +119,16 @@ class Run:
             raise unknown_name("engine", self.engine, ENGINES)
         if not self.minutes >= 0:
             raise InputError(f"minutes must be 0 or more, not {self.minutes:g}.")
-        store = Store(self.store / "quick" if self.quick else self.store)
-        engine = start_engine(self.engine, store.folder, jobs=self.jobs, address=self.address)
+        folder = (self.store / "quick" if self.quick else self.store).absolute()
+        # before the store: a cluster that does not answer leaves no file behind
+        engine = start_engine(self.engine, folder, jobs=self.jobs, address=self.address)
+        try:
+            return self._sweep(Store(folder), cells, engine, console)
+        finally:
+            engine.close()
+
+    def _sweep(self, store: Store, cells: Sequence[Cell], engine: Engine, console: Console) -> int:
+        """Run what is missing in a store, and say what has failed."""
         if self.retry:
             console.print(f"{store.retry(cells)} failed runs are tried again")
         store.add(cells)

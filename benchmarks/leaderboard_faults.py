@@ -1,14 +1,18 @@
-"""Kill sweeps at random moments, and see whether anything is lost, doubled or different.
+"""Kill sweeps at random moments, and see whether anything is lost, done again or different.
 
-    python benchmarks/leaderboard_faults.py [--kills 30] [--seed 0]
+    python benchmarks/leaderboard_faults.py [--kills 30] [--seed 0] [--record]
 
-Every trial is a sweep of six runs on two worker processes. At a random moment its main process or
-one of its workers gets SIGKILL; a main process is then started again. A kill that comes when all
-runs are done is drawn again. Three things must hold:
+Every trial is a sweep of five runs on two worker processes: baselines, an integer program over a
+table, and an agent. At a random moment its main process or one of its workers gets SIGKILL; a main
+process is then started again. A kill that comes when all runs are done is drawn again. Three things
+must hold:
 
-- every evaluation that was finished at that moment is still there in the end, as it was;
-- no run and no evaluation is there twice, and no finished run was run again;
-- the final table, less the times, equals that of a sweep that nobody disturbed.
+- every evaluation and every run that was finished at that moment is still there in the end, as it
+  was;
+- none of them is begun again after it: all that is begun and finished is in a log of its own, since
+  a store cannot tell what was done twice;
+- the runs and the table of the leaderboard that is made from them equal those of a sweep that
+  nobody disturbed, less the times. The charge of an integer program is a ratio of two times.
 
 Linux only, since processes are found in /proc. The exit code is the number of trials that failed.
 """
@@ -18,31 +22,28 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by side, a core each
 
 import numpy as np
 import tyro
+from leaderboard_figures import Figure, load, tell
+from leaderboard_log import DONE, KEPT, RUN, VARIABLE, Log, watch
+from leaderboard_snapshot import CELLS, CHEAP, LOG, Snapshot, evaluations
 
 from haq_env.leaderboard.engines import start_engine
-from haq_env.leaderboard.protocol import Cell, Outcome, Track
-from haq_env.leaderboard.store import CACHE, Store
+from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.sweep import Event, sweep
 from haq_env.options import OptionalPath
 
-CHEAP = Track("cheap", {"hardware": "bismo-edge", "budget": "w3a2", "evaluator": "ptq_bn"})
-CELLS = [
-    Cell(CHEAP.name, method, seed, 24)
-    for seed in (100, 101)
-    for method in ("random", "evolution", "annealing")
-]
+if VARIABLE in os.environ:  # a worker process, which begins with this file, too
+    watch(Log(Path(os.environ[VARIABLE])))
 
 
 @dataclass(frozen=True)
@@ -53,57 +54,10 @@ class Settings:
     """Sweeps, each of which is disturbed by one kill."""
     seed: int = 0
     """Of the moments and of whom they hit."""
+    record: bool = False
+    """Put the figure into benchmarks/results/leaderboard/figures.md."""
     only_sweep: OptionalPath = None
     """Run one undisturbed sweep in this folder and nothing else; prints the runs that it did."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a store's folder holds.
-
-    Attributes:
-        evaluations: rows of the cache by key.
-        outcomes: of the finished runs, times left out.
-        attempts: of the finished runs.
-    """
-
-    evaluations: dict[str, list[object]]
-    outcomes: dict[Cell, Outcome]
-    attempts: dict[Cell, int]
-
-    @classmethod
-    def of(cls, folder: Path) -> Snapshot:
-        """Read a folder, which a sweep may be writing to."""
-        rows = [(row, row.outcome) for row in Store(folder).rows() if row.outcome is not None]
-        outcomes = {row.cell: replace(outcome, seconds=0.0, charge=0.0) for row, outcome in rows}
-        if len(outcomes) != len(rows):
-            raise AssertionError("a run is there twice")
-        return cls(evaluations(folder), outcomes, {row.cell: row.attempts for row, _ in rows})
-
-    def lost(self, later: Snapshot) -> str:
-        """Say what is not in a later one as it was; empty if nothing."""
-        for name in ("evaluations", "outcomes", "attempts"):
-            then, now = getattr(self, name), getattr(later, name)
-            gone = [key for key in then if now.get(key) != then[key]]
-            if gone:
-                return f"{len(gone)} of {len(then)} {name} lost or changed, such as {gone[0]}"
-        return ""
-
-
-def evaluations(folder: Path) -> dict[str, list[object]]:
-    """Read all rows of the evaluation cache, by key."""
-    path = folder / CACHE
-    if not path.exists():
-        return {}
-    connection = sqlite3.connect(path, timeout=30)
-    try:
-        table = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-        rows = connection.execute("SELECT * FROM evaluations").fetchall() if table else []
-    finally:
-        connection.close()
-    if len({row[0] for row in rows}) != len(rows):
-        raise AssertionError("an evaluation is there twice")
-    return {key: values for key, *values in rows}
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -195,9 +149,11 @@ def undisturbed(folder: Path) -> tuple[Snapshot, float]:
 def judge(folder: Path, before: Snapshot, reference: Snapshot) -> str:
     """Say what is wrong in the end; empty if nothing."""
     after = Snapshot.of(folder)
-    if lost := before.lost(after):
-        return lost
+    if wrong := before.lost(after) or before.done_again(after):
+        return wrong
     if after.outcomes != reference.outcomes:
+        return "the runs differ from the undisturbed ones"
+    if after.table() != reference.table():
         return "the table differs from the undisturbed one"
     if after.evaluations.keys() != reference.evaluations.keys():
         return "other policies were measured than in the undisturbed sweep"
@@ -207,13 +163,18 @@ def judge(folder: Path, before: Snapshot, reference: Snapshot) -> str:
 def only_sweep(folder: Path) -> None:
     """Run one sweep, and print the runs that it did."""
     store = Store(folder)
+    log = Log(store.folder / LOG)
+    os.environ[VARIABLE] = str(log.path)  # for the workers
     engine = start_engine("pool", store.folder, jobs=2)
 
-    def tell(event: Event) -> None:
+    def note(event: Event) -> None:
+        if event.state == "running":
+            log.write(RUN, str(event.cell))
         if event.state == "done":
+            log.write(DONE, str(event.cell))
             print(event.cell, flush=True)
 
-    states = sweep(store, CELLS, engine, tracks={CHEAP.name: CHEAP}, tell=tell)
+    states = sweep(store, CELLS, engine, tracks={CHEAP.name: CHEAP}, tell=note)
     sys.exit(states["done"] != len(CELLS))
 
 
@@ -222,11 +183,14 @@ def main() -> None:
     settings = tyro.cli(Settings, description=__doc__)
     if settings.only_sweep is not None:
         only_sweep(settings.only_sweep)
-    rng = np.random.default_rng(settings.seed)
+    rng, before_all = np.random.default_rng(settings.seed), load()
     failed = 0
     with tempfile.TemporaryDirectory() as scratch:
         reference, silence = undisturbed(Path(scratch) / "undisturbed")
         total = len(reference.evaluations)
+        if len({entry for entry in reference.log if entry.what == KEPT}) != total:
+            raise SystemExit("error: the log does not have what is in the cache")
+        print(reference.table())
         print(f"undisturbed: {total} evaluations, the first after {silence:.1f} s", flush=True)
         attempts = itertools.count()
         for trial in range(settings.kills):
@@ -243,7 +207,14 @@ def main() -> None:
             failed += bool(wrong)
             what = f"{victim} killed with {held} finished"
             print(f"{trial + 1:3d} {what}: {wrong or 'nothing lost'}", flush=True)
-    print(f"{settings.kills - failed} of {settings.kills} kills left no trace")
+    figure = Figure(
+        "kills of a sweep that leave no trace",
+        "all",
+        f"{settings.kills - failed} of {settings.kills}",
+        failed == 0,
+        f"python benchmarks/leaderboard_faults.py --kills {settings.kills}",
+    )
+    tell([figure], before_all, settings.record)
     sys.exit(min(failed, 255))
 
 

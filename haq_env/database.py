@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,9 @@ class Database:
         what: what the file is, for error messages ("evaluation cache").
         table: the statement that makes the table.
         schema: version of the table, 1 or more.
+        later: columns that the table has got since, name to definition. A file that lacks one gets
+            it when it is opened with ``create``; programs that know nothing of it go on using the
+            file, so the version stays.
         create: False only looks into a file that must be there.
         application: what a file's header says, so that no kind of file is taken for another.
 
@@ -50,10 +53,12 @@ class Database:
         table: str,
         schema: int,
         *,
+        later: Mapping[str, str] | None = None,
         create: bool = True,
         application: int = APPLICATION,
     ) -> None:
         self._connection: sqlite3.Connection | None = None
+        self._later = dict(later or {})
         self._what, self._table, self._schema, self._create = what, table, schema, create
         self._application = application
         self.path = Path(path).absolute()  # a copy may live in a process elsewhere
@@ -129,6 +134,8 @@ class Database:
                 f"version {self._schema}: give another file, or delete this one."
             )
         connection.execute("PRAGMA synchronous = FULL")
+        if self._create and self._missing(connection):
+            self._widen(connection)
 
     def _fill(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
@@ -136,6 +143,23 @@ class Database:
             connection.execute(self._table)
             connection.execute(f"PRAGMA application_id = {self._application}")
             connection.execute(f"PRAGMA user_version = {self._schema}")
+        connection.execute("COMMIT")
+
+    def _missing(self, connection: sqlite3.Connection) -> list[str]:
+        """Return statements that add the columns that an earlier program did not know."""
+        query = "SELECT m.name, c.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c"
+        there = connection.execute(query).fetchall()
+        names = {name for _, name in there}
+        return [
+            f"ALTER TABLE {there[0][0]} ADD COLUMN {name} {definition}"
+            for name, definition in self._later.items()
+            if there and name not in names
+        ]
+
+    def _widen(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in self._missing(connection):  # no other process was faster
+            connection.execute(statement)
         connection.execute("COMMIT")
 
     def _drop(self) -> None:

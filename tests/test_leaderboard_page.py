@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from leaderboard_folders import REPORT, SUBMISSIONS
 from leaderboard_report import Report
+from required import do_without
 from rich.console import Console
 from scripts import run_main
 from verified_runs import TRACKS, made
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.charts import _curves
+from haq_env.leaderboard.charts import _curves, _pareto
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
 from haq_env.leaderboard.protocol import Cell, Step, checkpoints, find_track
@@ -28,6 +30,7 @@ from haq_env.report.roofline import roofline_points
 from haq_env.report.runs import read_csv, write_csv
 from haq_env.report.tensorboard import TAG, write_tensorboard
 
+EDGE = tuple(f"digits-bismo-edge-{budget}" for budget in ("w3a2", "w4a2", "w6a2"))  # by cost
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>|`*_["
 
 
@@ -330,6 +333,42 @@ def test_no_curve_ends_above_the_line_of_the_best():
         assert best >= max(y for line in chart["lines"] for y in line["y"])
 
 
+def of_three_budgets() -> Verified:
+    """One device with three budgets, told out of order."""
+    return made(
+        ("random", "sac"), tracks=(EDGE[2], EDGE[0], EDGE[1]), seeds=2, budget=60, gain=-0.5
+    )
+
+
+def test_a_front_has_a_point_for_each_budget_of_a_device_from_the_cheapest_on():
+    verified = of_three_budgets()
+    found = Standings([verified], repetitions=20)
+    tasks = {name: find_track(name).task() for name in reversed(EDGE)}  # not by cost
+    ((device, chart),) = _pareto(found, tasks).items()
+    assert "bismo-edge" in device
+    assert device.endswith(", latency")
+    for line, entry in zip(chart["lines"], ("random", "sac"), strict=True):
+        assert list(found.entries)[line["index"]] == entry
+        for x, y, track in zip(line["x"], line["y"], EDGE, strict=True):  # three, by cost
+            runs = [r for r in verified.runs if (r.cell.track, r.cell.method) == (track, entry)]
+            ends = [run.best_after(50) for run in runs]  # the last checkpoint of 60 evaluations
+            assert len(ends) == 2
+            assert x == pytest.approx(np.mean([end.cost_ratio for end in ends]), rel=1e-4)
+            assert y == pytest.approx(100 - np.mean([end.score for end in ends]), rel=1e-4)
+        assert line["x"] == sorted(line["x"])
+    uniform, best = chart["fixed"]
+    assert [(each["name"], each["above"]) for each in (uniform, best)] == [
+        ("uniform", True),
+        ("best known", False),
+    ]
+    for x, y, track in zip(uniform["x"], uniform["y"], EDGE, strict=True):
+        task = tasks[track]
+        assert x == pytest.approx(task.cost(task.uniform()) / task.budget.reference, rel=1e-4)
+        assert y == pytest.approx(100 - found.anchors[track].uniform.score, rel=1e-4)
+    expected = [100 - found.anchors[track].best.score for track in EDGE]
+    assert best["y"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_curves_are_those_of_the_outcomes_and_survive_a_file(verified, tmp_path):
     found = curves(Standings([verified], repetitions=20))
     assert len(found) == len(verified.runs)
@@ -393,13 +432,16 @@ def test_a_report_has_the_curves_of_all_its_runs_for_tensorboard(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    try:
+        from selenium import webdriver
+    except ImportError:
+        do_without("browser", "selenium is not installed")
     driver = shutil.which("chromedriver")
     chrome = next(
         filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
     )
     if not driver or not chrome:
-        pytest.skip("no chromium with its driver is installed")
+        do_without("browser", "no chromium with its driver is installed")
     options = webdriver.ChromeOptions()
     options.binary_location = chrome
     for flag in (
@@ -467,6 +509,51 @@ def test_the_page_draws_everything_without_an_error_or_a_request(browser, path):
     }
     assert "file" in asked  # the log tells requests
     assert asked <= {"file", "data"}
+
+
+@pytest.mark.parametrize(
+    "published", sorted(REPORT.rglob("index.html")), ids=lambda p: p.parent.name
+)
+def test_every_published_page_draws_all_its_charts_without_an_error(browser, published):
+    assert (REPORT / "index.html").exists()
+    opened(browser, published)
+    assert browser.get_log("browser") == []
+    data = json.loads(browser.execute_script("return document.getElementById('data').textContent"))
+    shown = next(iter(data["pareto"].values()))
+    for chart, lines in (
+        ("curves", next(iter(data["curves"].values()))["lines"]),
+        ("profile", data["profile"]["lines"]),
+        ("pareto", shown["lines"]),
+    ):
+        assert lines
+        assert len(drawn(browser, f"#{chart} path.series")) == len(lines)
+    assert len(drawn(browser, "tbody tr")) > len(data["entries"])
+    for device in data["pareto"]:  # and all that can be chosen
+        choose(browser, "pareto-device", device)
+        assert len(drawn(browser, "#pareto path.series")) == len(data["pareto"][device]["lines"])
+    for track in data["tracks"]:
+        choose(browser, "curve-track", track["name"])
+        assert len(drawn(browser, "#curves path.series")) > 0
+        choose(browser, "policy-track", track["name"])
+        layers = len(data["machines"][track["machine"]]["layers"])
+        assert len(drawn(browser, "#bits rect.bar")) == 2 * layers
+        assert len(drawn(browser, "#roofline path.layer")) == layers
+        assert "NaN" not in "".join(drawn(browser, "main"))
+    assert browser.get_log("browser") == []
+
+
+def test_a_front_of_three_budgets_is_drawn_with_two_segments(browser, tmp_path):
+    opened(browser, write_page([of_three_budgets()], tmp_path / "index.html"))
+    assert browser.get_log("browser") == []
+    paths = browser.execute_script(
+        "return [...document.querySelectorAll('#pareto path.series, #pareto path.reference')]"
+        ".map((e) => e.getAttribute('d'))"
+    )
+    assert len(paths) == 2 + 2
+    for path in paths:
+        points = [tuple(map(float, p)) for p in re.findall(r"([-\d.]+)[ ,]([-\d.]+)", path)]
+        assert len(points) == 3, path
+        assert points == sorted(points)
 
 
 def test_curves_of_a_track_follow_its_runs(browser, path, verified):

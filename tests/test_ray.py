@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from required import required
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray: tests tell nobody anything
 os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 starves on a busy machine
@@ -25,9 +26,10 @@ from haq_env.leaderboard.sweep import sweep
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "leaderboard.py"
 CHEAP = Track("cheap", {"evaluator": "ptq_bn"})
 
-ray_is_there = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode != 0,
-    reason="Ray is not installed (pip install 'haq-env[ray]')",
+MISSING = subprocess.run([sys.executable, "-c", "import ray"], capture_output=True).returncode != 0
+
+ray_is_there = pytest.mark.skipif(  # where it is required, its tests fail without it
+    MISSING and not required("ray"), reason="Ray is not installed (pip install 'haq-env[ray]')"
 )
 
 
@@ -103,13 +105,28 @@ def test_a_sweep_loses_a_node_and_completes_with_the_same_table(tmp_path, nodes)
     assert not (store.folder / "cache.sqlite").exists()  # evaluations stay on their machines
 
 
+def command(store: Path, address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one short run on a cluster, as somebody would from a shell."""
+    argv = ["run", "--quick", "--methods", "random", "--seeds", "0", "--evaluations", "2"]
+    argv += ["--engine", "ray", "--address", address, "--store", str(store)]
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *argv],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=own | environment,
+    )
+
+
 @ray_is_there
 @pytest.mark.slow
-def test_the_same_command_runs_on_a_cluster(tmp_path, nodes):
-    argv = ["run", "--quick", "--methods", "random", "--seeds", "0", "--evaluations", "2"]
-    argv += ["--engine", "ray", "--address", nodes.address, "--store", str(tmp_path)]
-    command = [sys.executable, str(SCRIPT), *argv]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize("named", ["as an address", "by RAY_ADDRESS"])
+def test_the_same_command_runs_on_a_cluster(tmp_path, nodes, named):
+    if named == "as an address":
+        done = command(tmp_path, nodes.address)
+    else:  # the documented `--address auto`, whichever clusters others have on this machine
+        done = command(tmp_path, "auto", RAY_ADDRESS=nodes.address)
     assert done.returncode == 0, done.stderr
     assert "1 done" in done.stdout
     (outcome,) = Store(tmp_path / "quick").outcomes()
@@ -119,3 +136,16 @@ def test_the_same_command_runs_on_a_cluster(tmp_path, nodes):
         [sys.executable, "-c", told], capture_output=True, text=True, env=os.environ | AVX2
     )
     assert outcome.arithmetic == here.stdout.strip()  # the nodes are told how to add, too
+
+
+@ray_is_there
+@pytest.mark.slow
+def test_auto_without_a_cluster_is_one_line_and_leaves_nothing_behind(tmp_path):
+    with socket.socket() as free:  # where nothing listens any more
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = command(tmp_path / "store", "auto", RAY_ADDRESS=address)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no Ray cluster answers on this machine")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "store").exists()

@@ -845,8 +845,8 @@ def test_some_of_the_published_runs_come_out_again(folder, tmp_path):
         pytest.skip(f"CIFAR-10's original files are not in {images}")
     seed = secrets.randbelow(2**31)  # whoever could foresee the draw could forge the rest
     print(f"drawn with --seed {seed}")
-    argv = ["--sample", "1", "--seed", str(seed), "--cache", str(tmp_path / "c"), "--jobs", "1"]
-    done = command("verify", str(folder), *argv)
+    argv = ["--sample", "3", "--seed", str(seed), "--cache", str(tmp_path / "c"), "--jobs", "2"]
+    done = command("verify", "--check", str(folder), *argv)
     assert done.returncode == 0, done.stdout + done.stderr
     if can_be_pinned():
         assert "verified.json is from another" not in done.stdout, "to the last digit, then"

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import leaderboard as script
 import pytest
+from leaderboard_figures import COLUMNS, Figure, tell
+from leaderboard_log import RUN, Log, done_again
+from leaderboard_times import timed
 from scripts import Done, run_main
 
 from haq_env.agents.methods import search_method
@@ -26,9 +29,17 @@ from haq_env.leaderboard.arithmetic import arithmetic
 from haq_env.leaderboard.engines import start_engine
 from haq_env.leaderboard.outcomes import outcome_from_json, outcome_to_json
 from haq_env.leaderboard.owner import Owner
-from haq_env.leaderboard.protocol import Cell, Outcome, Step, Track
+from haq_env.leaderboard.protocol import SEEDS, VERSION, Cell, Outcome, Step, Track
 from haq_env.leaderboard.running import run_cell
-from haq_env.leaderboard.store import ATTEMPTS, CACHE, FILE, SCHEMA, Store
+from haq_env.leaderboard.store import (
+    APPLICATION,
+    ATTEMPTS,
+    CACHE,
+    DEATHS,
+    FILE,
+    SCHEMA,
+    Store,
+)
 from haq_env.leaderboard.sweep import sweep
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +49,11 @@ EDGE = "digits-bismo-edge-w3a2"
 
 CHEAP = Track("cheap", {"evaluator": "ptq_bn"})
 BROKEN = Track("broken", {"hardware": "toaster"})
+DEADLY_MODULE = """import os, signal
+def net():
+    os.kill(os.getpid(), signal.SIGKILL)
+data = net
+"""
 DEADLY = Track("deadly", {"network": "deadly:net", "dataset": "deadly:data"})
 TRACKS = {track.name: track for track in (CHEAP, BROKEN, DEADLY)}
 CELLS = [Cell("cheap", name, seed, 5) for seed in (0, 1) for name in ("random", "evolution")]
@@ -110,6 +126,111 @@ def test_the_run_of_a_killed_process_goes_to_the_next_one_at_once(tmp_path):
                 assert time.monotonic() < deadline
             assert store.rows()[0].attempts == 1
     assert store.claim(Owner(), [cell]) == cell
+
+
+def die_in_the_middle(store: Store, cells: list[Cell], times: int) -> list[Cell | None]:
+    """Claim as often, each time as a process that is not there any more."""
+    return [store.claim(Owner(started="before the others"), cells) for _ in range(times)]
+
+
+@linux
+def test_a_run_that_ends_every_process_is_failed_in_the_end_and_says_why(tmp_path):
+    store, cells = Store(tmp_path), CELLS[:2]
+    store.add(cells)
+    assert die_in_the_middle(store, cells, DEATHS) == [cells[0]] * DEATHS
+    owner = Owner()
+    assert store.release(owner) == 0
+    assert store.claim(owner, cells) == cells[1]  # the others go on
+    bad, good = store.rows()[1], store.rows()[0]
+    assert (bad.cell, bad.state, bad.attempts) == (cells[0], "failed", 1)
+    assert bad.error.startswith(f"{DEATHS} processes died in the middle of it")
+    assert (good.cell, good.state) == (cells[1], "running")
+    assert store.retry(cells) == 1
+    assert die_in_the_middle(store, cells[:1], DEATHS) == [cells[0]] * DEATHS  # all of them again
+    assert store.claim(Owner(), cells[:1]) is None
+
+
+@linux
+def test_deaths_are_counted_whatever_ends_in_good_order_between_them(tmp_path):
+    store, cell = Store(tmp_path), CELLS[0]
+    store.add([cell])
+    for _ in range(DEATHS):
+        assert die_in_the_middle(store, [cell], 1) == [cell]
+        owner = Owner()
+        if store.claim(owner, [cell]) is None:
+            break
+        assert store.release(owner) == 1
+    (row,) = store.rows()
+    assert row.state == "failed"
+
+
+@linux
+@pytest.mark.slow
+def test_a_run_that_kills_its_own_process_does_not_hold_up_the_others_for_ever(tmp_path):
+    (tmp_path / "deadly.py").write_text(DEADLY_MODULE)
+    store, bad, good = Store(tmp_path), Cell("deadly", "random", 0, 5), CELLS[0]
+    store.add([bad, good])
+    assert die_in_the_middle(store, [bad], DEATHS - 1) == [bad] * (DEATHS - 1)
+    expected = {"failed": 1, "done": 1}
+    settings = {track.name: dict(track.settings) for track in (CHEAP, DEADLY)}
+    code = f"""
+        from haq_env.leaderboard.engines import start_engine
+        from haq_env.leaderboard.protocol import Cell, Track
+        from haq_env.leaderboard.store import Store
+        from haq_env.leaderboard.sweep import sweep
+        tracks = {{name: Track(name, settings) for name, settings in {settings!r}.items()}}
+        store = Store({str(tmp_path)!r})
+        engine = start_engine("inprocess", store.folder)
+        print(sweep(store, [{bad!r}, {good!r}], engine, tracks=tracks) == {expected!r})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    pipes = {"capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": path}}
+    assert subprocess.run(command, **pipes).returncode == -signal.SIGKILL
+    done = subprocess.run(command, **pipes)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_store_of_before_deaths_were_counted_is_read_and_goes_on_and_its_program_too(tmp_path):
+    columns = (
+        "track TEXT NOT NULL, method TEXT NOT NULL, seed INTEGER NOT NULL, "
+        "evaluations INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN "
+        "('waiting', 'running', 'done', 'failed')), attempts INTEGER NOT NULL DEFAULT 0, "
+        "owner TEXT, machine TEXT, pid INTEGER, started TEXT, beat REAL, "
+        "error TEXT NOT NULL DEFAULT '', outcome TEXT, "
+        "CHECK ((state = 'done') = (outcome IS NOT NULL)), "
+        "CHECK ((state = 'running') = (owner IS NOT NULL)), "
+        "PRIMARY KEY (track, method, seed, evaluations)"
+    )
+    before = sqlite3.connect(tmp_path / FILE, isolation_level=None)  # stays open, as it may run
+    before.execute("PRAGMA journal_mode = WAL")
+    before.execute(f"CREATE TABLE cells ({columns}) WITHOUT ROWID")
+    before.execute(f"PRAGMA application_id = {APPLICATION}")
+    before.execute(f"PRAGMA user_version = {1000 * VERSION + 1}")
+    insert = "INSERT INTO cells (track, method, seed, evaluations, state, attempts, {}) VALUES "
+    done, dead, new = CELLS[:3]
+    before.execute(
+        insert.format("outcome") + "(?, ?, ?, ?, 'done', 1, ?)",
+        (done.track, done.method, done.seed, 5, outcome_to_json(outcome_of(done))),
+    )
+    before.execute(
+        insert.format("owner, machine, pid, started, beat")
+        + "(?, ?, ?, ?, 'running', 1, ?, ?, ?, ?, ?)",
+        (dead.track, dead.method, dead.seed, 5, "x", "another one", 1, "1", 0.0),
+    )
+    assert Store(tmp_path, create=False).outcomes() == [outcome_of(done)]  # looks, changes nothing
+    query = "SELECT name FROM pragma_table_info('cells')"
+    assert "deaths" not in [name for (name,) in before.execute(query)]
+    store, owner = Store(tmp_path), Owner()
+    assert store.claim(owner, [done, dead]) == dead
+    assert store.finish(owner, outcome_of(dead))
+    before.execute(
+        "INSERT OR IGNORE INTO cells (track, method, seed, evaluations) VALUES (?, ?, ?, ?)",
+        (new.track, new.method, new.seed, new.evaluations),
+    )
+    before.close()
+    assert Store(tmp_path).count([done, dead, new]) == {"done": 2, "waiting": 1}
+    assert die_in_the_middle(Store(tmp_path), [new], 1) == [new]
 
 
 def test_an_owner_that_gave_no_sign_of_life_loses_its_run_and_cannot_finish_it(
@@ -225,8 +346,7 @@ def test_an_outcome_is_what_the_search_did_and_a_replay_gives_the_same(tmp_path)
 
 @pytest.mark.slow
 def test_engines_agree_and_a_crash_takes_no_other_run_with_it(tmp_path, monkeypatch):
-    module = "import os, signal\ndef net():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    (tmp_path / "deadly.py").write_text(module + "data = net\n")
+    (tmp_path / "deadly.py").write_text(DEADLY_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     alone, pooled = Store(tmp_path / "alone"), Store(tmp_path / "pooled")
     sweep(alone, CELLS, start_engine("inprocess", alone.folder), tracks=TRACKS)
@@ -273,7 +393,28 @@ def test_what_cannot_be_run_is_one_clear_error_before_anything_is_spent(tmp_path
     assert done.returncode == 2
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not (tmp_path / FILE).exists() or not Store(tmp_path).rows()
+    assert not (tmp_path / FILE).exists()
+
+
+@linux
+@pytest.mark.slow
+def test_a_disk_that_fills_up_is_one_line_and_the_command_goes_on_when_there_is_space(tmp_path):
+    argv = ["--tracks", EDGE, "--methods", "random", "--engine", "inprocess"]
+    argv += ["--evaluations", "1", "--store", str(tmp_path)]  # one answer, and much bookkeeping
+    # no file may grow beyond 64 KiB: the system refuses to write, as it does on a full disk
+    command = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", sys.executable, str(SCRIPT)]
+    command += ["run", *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the leaderboard store ")
+    assert done.stderr.endswith("What it holds is kept.\n")
+    assert done.stderr.count("\n") == 1
+    kept = Store(tmp_path).outcomes()
+    assert 0 < len(kept) < len(SEEDS)
+    again = leaderboard("run", *argv)
+    assert again.returncode == 0, again.stderr
+    assert {row.state for row in Store(tmp_path).rows()} == {"done"}
+    assert [outcome for outcome in Store(tmp_path).outcomes() if outcome in kept] == kept
 
 
 @pytest.mark.slow
@@ -312,8 +453,61 @@ def test_two_sweeps_on_one_store_share_the_runs(tmp_path):
     done = [line for out, _ in printed for line in out.splitlines()]
     rows = Store(tmp_path).rows()
     assert sorted(done) == sorted(str(row.cell) for row in rows)
+    begun = [entry.name for entry in Log(tmp_path / "log.txt").read() if entry.what == RUN]
+    assert sorted(begun) == sorted(done)
     assert {(row.state, row.attempts) for row in rows} == {("done", 1)}
     assert not any("locked" in errors for _, errors in printed)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        (["measure 83/22", "kept 83/22"], ["measure 83/22"], "begun again (policy): 83/22"),
+        (["run a b", "done a b"], ["run c", "run a b", "done a b"], "begun again (run): a b"),
+        (["measure 83/22"], ["measure 83/22", "kept 83/22"], ""),  # it was in the middle
+        (["run a b", "kept 83/22"], ["run a b", "done a b", "kept 83/22", "measure 84/22"], ""),
+    ],
+)
+def test_what_is_finished_before_a_kill_and_begun_again_after_it_is_told(
+    tmp_path, before, after, complaint
+):
+    log = Log(tmp_path / "log.txt")
+    for line in before:
+        log.write(*line.split(" ", 1))
+    first = log.read()
+    for line in after:
+        log.write(*line.split(" ", 1))
+    there = log.read()
+    assert [f"{entry.what} {entry.name}" for entry in there] == before + after
+    told = done_again(first, there[len(first) :])
+    assert complaint in told
+    assert bool(told) == bool(complaint)
+
+
+def test_a_figure_replaces_its_own_row_and_no_other(tmp_path, capsys):
+    path = tmp_path / "results" / "figures.md"
+    first, other = (Figure(name, "at least 2 x", "3 x", True, "python a.py") for name in "ab")
+    assert tell([first, other], 0.5, record=True, path=path)
+    assert not tell([replace(first, measured="1 x", met=False)], 7.0, record=True, path=path)
+    text = path.read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[4:]]
+    assert [row[:4] for row in rows[2:]] == [
+        ["a", "at least 2 x", "1 x", "NOT MET"],
+        ["b", "at least 2 x", "3 x", "met"],
+    ]
+    assert {len(row) for row in rows} == {len(COLUMNS)}
+    assert [row[7] for row in rows[2:]] == ["7.0", "0.5"]
+    tell([first], 0.5, record=False, path=path)
+    assert path.read_text() == text
+    assert "a: 3 x, target at least 2 x: met" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_is_no_fast_one(tmp_path):
+    nothing = ("run", "--quick", "--minutes", "0", "--store", str(tmp_path))
+    assert timed("a", 10.0, "python a.py", *nothing).met
+    assert timed("a", 0.0, "python a.py", *nothing).verdict == "NOT MET"
+    failed = timed("a", 10.0, "python a.py", "run", "--engine", "slurm")
+    assert (failed.met, failed.measured.endswith(" min, exit code 2")) == (False, True)
 
 
 @linux
@@ -323,3 +517,5 @@ def test_killed_sweeps_go_on_where_they_were_and_end_with_the_same_table():
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("nothing lost") == 6
+    assert "| ilp-fit |" in done.stdout  # there is a table, with all methods
+    assert "| a2c |" in done.stdout

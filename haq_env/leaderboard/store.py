@@ -27,6 +27,7 @@ CACHE = "cache.sqlite"  # the evaluations beside it
 APPLICATION = 0x4841514C  # "HAQL" in the file's header
 SCHEMA = 1  # version of the table; the protocol's is part of the file's version, too
 ATTEMPTS = 3  # of a run, the first one included
+DEATHS = 10  # of processes in the middle of a run, after which the run is what kills them
 
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -51,7 +52,9 @@ CREATE TABLE cells (
     PRIMARY KEY (track, method, seed, evaluations)
 ) WITHOUT ROWID
 """
+_LATER = {"deaths": "INTEGER NOT NULL DEFAULT 0"}  # stores of before have none
 _KEY = "track = ? AND method = ? AND seed = ? AND evaluations = ?"
+_KILLER = "{} processes died in the middle of it: it may take more memory than there is."
 _FREE = "owner = NULL, machine = NULL, pid = NULL, started = NULL, beat = NULL"
 _MINE = f"{_KEY} AND owner = ? AND state = 'running'"
 _Answer = TypeVar("_Answer")
@@ -65,7 +68,7 @@ class StoredRun:
         cell: the run.
         state: ``"waiting"``, ``"running"``, ``"done"`` or ``"failed"``.
         attempts: how often it was begun.
-        error: why the last attempt failed; empty if none has.
+        error: why the last attempt failed, or why there is none any more; empty if none has.
         outcome: of a run that is done.
     """
 
@@ -95,6 +98,7 @@ class Store:
             "leaderboard store",
             _TABLE,
             version,
+            later=_LATER,
             create=create,
             application=APPLICATION,
         )
@@ -114,13 +118,14 @@ class Store:
         """Take the first of some runs that waits, or whose owner is dead.
 
         From now on it is the owner's, and counts as one more attempt. One whose owner has died goes
-        on with the attempt that it was in: a sweep may be killed as often as one likes.
+        on with the attempt that it was in, since a kill is seldom the run's fault; but one in the
+        middle of which so many have died as `DEATHS` says is failed, and not taken.
 
         Returns:
             The run; None if there is nothing to take now.
         """
         query = (
-            "SELECT track, method, seed, evaluations, state, attempts, "
+            "SELECT track, method, seed, evaluations, state, attempts, deaths, "
             "owner, machine, pid, started, beat FROM cells WHERE state IN ('waiting', 'running')"
         )
 
@@ -129,18 +134,24 @@ class Store:
             for cell in among:
                 if cell not in rows:
                     continue
-                state, attempts, *about = rows[cell]
+                state, attempts, deaths, *about = rows[cell]
                 if state == "running":
                     if about[0] == owner.token or not Owner(*about).gone():
+                        continue
+                    deaths += 1
+                    if deaths >= DEATHS:
+                        what = f"state = 'failed', error = ?, deaths = ?, {_FREE}"
+                        _set(connection, cell, what, _KILLER.format(deaths), deaths)
                         continue
                 else:
                     attempts += 1
                 _set(
                     connection,
                     cell,
-                    "state = 'running', attempts = ?, "
+                    "state = 'running', attempts = ?, deaths = ?, "
                     "owner = ?, machine = ?, pid = ?, started = ?, beat = ?",
-                    *(attempts, owner.token, owner.machine, owner.pid, owner.started, time.time()),
+                    *(attempts, deaths),
+                    *(owner.token, owner.machine, owner.pid, owner.started, time.time()),
                 )
                 return cell
             return None
@@ -192,8 +203,8 @@ class Store:
         return self._change(lambda found: found.execute(statement, (owner.token,)).rowcount)
 
     def retry(self, cells: Iterable[Cell]) -> int:
-        """Let failed runs wait again, with all attempts before them; return how many."""
-        statement = f"UPDATE cells SET state = 'waiting', attempts = 0 WHERE {_KEY}"
+        """Let failed runs wait again, as if none had been begun; return how many."""
+        statement = f"UPDATE cells SET state = 'waiting', attempts = 0, deaths = 0 WHERE {_KEY}"
         keys = [astuple(cell) for cell in cells]
         return self._change(
             lambda found: sum(
