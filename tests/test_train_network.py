@@ -466,9 +466,13 @@ def test_the_commands_that_cards_record_still_ask_for_the_same_training(card, mo
     about = json.loads(card.read_text())
     asked: list[Train] = []
     monkeypatch.setattr(Train, "run", lambda self: asked.append(self))
-    python, script, *argv = shlex.split(about["command"])
-    assert (python, script) == ("python", "benchmarks/train_network.py")
-    assert run_main(train_network.main, *argv).returncode == 0
+    words = shlex.split(about["command"])
+    if words[:2] == ["haq-env", "train"]:
+        done = run_main(main, *words[1:])
+    else:
+        assert words[:2] == ["python", "benchmarks/train_network.py"]
+        done = run_main(train_network.main, *words[2:])
+    assert done.returncode == 0
     (train,) = asked
     assert (train.network, train.dataset) == (about["network"], f"{about['dataset']}:FOLDER")
     assert {name: getattr(train, name) for name in about["training"]} == about["training"]
