@@ -14,6 +14,13 @@ class InputError(ValueError):
     """
 
 
+class OccupiedError(InputError):
+    """Other work is where something would be written; it was left as it is.
+
+    Commands add which of their flags help.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type if it has none."""
     lines = (line.strip() for line in str(error).splitlines())

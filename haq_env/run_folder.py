@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from haq_env.errors import InputError
+from haq_env.errors import InputError, OccupiedError
 from haq_env.files import replace_file
 from haq_env.final import Final
 from haq_env.policy import Bits
@@ -32,11 +32,12 @@ def open_folder(
         overwrite: a run that is there already may be thrown away.
 
     Raises:
-        InputError: nothing can be written there, a run is there already, or the settings differ
-            from those of the run to be resumed.
+        OccupiedError: a run is there already, and neither is it resumed nor may it be thrown away.
+        InputError: nothing can be written there, both are asked for, or the settings differ from
+            those of the run to be resumed.
     """
     if resume and overwrite:
-        raise InputError("give --resume or --overwrite, not both.")
+        raise InputError("resume and overwrite contradict each other: take one of them.")
     path, text = folder / "settings.json", json.dumps(dict(settings), indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,9 +48,8 @@ def open_folder(
     # settings alone are of a run that failed before its first evaluation: nothing would be lost
     there = any((folder / name).exists() for name in _FILES)
     if there and not resume and not overwrite:
-        raise InputError(
-            f"{folder} holds a run already: give --resume to go on with it, --overwrite to "
-            "throw it away, or another --out."
+        raise OccupiedError(
+            f"{folder} holds a run already: resume it, overwrite it, or take another folder."
         )
     if resume and (there or path.exists()):
         _check_same(path, json.loads(text))

@@ -37,7 +37,9 @@ from haq_env.quantization.scheme import widths_of
 from haq_env.search import SEARCH
 from haq_env.search.ilp import least_sensitive
 from haq_env.search.sensitivity import measure_sensitivity
-from haq_env.training.train import train_float
+from haq_env.training.resumable import train_in_pieces
+from haq_env.training.settings import Training
+from haq_env.training.trainer import Trainer
 
 SHORT = Recipe(steps=2, batch_size=16, bn_images=32)
 
@@ -510,11 +512,21 @@ def test_an_option_that_ones_own_data_set_does_not_have_is_one_line(tmp_path, mo
         load_dataset("my_options:data", side=16)
 
 
-@pytest.mark.parametrize(("out", "seed"), [("", 0), ("file.safetensors", -1)])
-def test_a_training_is_refused_before_it_and_not_after_it(out, seed, tmp_path, monkeypatch):
-    monkeypatch.setattr("haq_env.training.train.finetune", None)  # what would take the time
-    with pytest.raises(InputError, match="cannot be written" if not out else "seed must be 0"):
-        train_float("mobilenet_v1", "digits", tmp_path / out, width=0.125, seed=seed)
+@pytest.mark.parametrize(
+    ("out", "device", "message"),
+    [
+        ("", "cpu", "must be called FILE.safetensors"),
+        ("file.safetensors", "toaster", "torch device 'toaster' cannot be used"),
+    ],
+)
+def test_a_training_is_refused_before_it_and_not_after_it(
+    out, device, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Trainer, "epoch", None)  # what would take the time
+    with pytest.raises(InputError, match=message):
+        train_in_pieces(
+            "mobilenet_v1", "digits", tmp_path / out, Training(), width=0.125, device=device
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -672,10 +684,14 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads(eva
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("twice", "is called 2 times in one forward"), ("few", "has 10 classes, but the answer is")],
+    [
+        ("twice", "is called 2 times in one forward"),
+        ("few", "has 10 classes, but the answer is"),
+        ("frozen", "has no parameter that requires a gradient"),
+    ],
 )
 def test_a_network_that_cannot_be_used_is_not_trained_first(kind, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("haq_env.training.train.finetune", None)
+    monkeypatch.setattr(Trainer, "epoch", None)
     (tmp_path / "nets.py").write_text(
         textwrap.dedent("""
             from torch import nn
@@ -696,11 +712,15 @@ def test_a_network_that_cannot_be_used_is_not_trained_first(kind, message, tmp_p
 
             def few():
                 return Net(9, 1)
+
+            def frozen():
+                return Net(10, 1).requires_grad_(False)
         """)
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=message):
-        train_float(f"nets:{kind}", "digits", tmp_path / "out.safetensors", epochs=1)
+        train_in_pieces(f"nets:{kind}", "digits", tmp_path / "out.safetensors", Training())
+    assert [each.name for each in tmp_path.iterdir() if each.stem == "out"] == []
     sys.modules.pop("nets")
 
 

@@ -188,6 +188,17 @@ def test_every_search_has_known_flags(command):
         assert tyro.cli(Search, args=command[2:]).episodes > 0
 
 
+def test_every_training_has_known_flags():
+    from haq_env.commands.train import Train
+
+    page = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8")
+    shown = [shlex.split(line) for line in page.splitlines() if line.startswith("haq-env train")]
+    shown += [c for c in commands("haq-env train") if len(c) > 2]
+    assert len(shown) >= 3
+    for command in shown:
+        assert tyro.cli(Train, args=command[2:]).network
+
+
 def test_every_file_that_is_linked_exists():
     text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)

@@ -27,7 +27,7 @@ from haq_env.agents.replay import EpisodeMemory
 from haq_env.agents.run import search_with_agent
 from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv
-from haq_env.errors import InputError
+from haq_env.errors import InputError, OccupiedError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.evaluation.measuring import Measurer
 from haq_env.evaluation.trained import TrainedEvaluator
@@ -597,7 +597,9 @@ def test_a_run_that_is_there_is_neither_mixed_with_another_nor_lost(
 ):
     before = contents(a_run)
     argv = ["--algo", "ddpg", "--episodes", "2", "--out", str(a_run)]
-    assert "holds a run already: give --resume" in refused(monkeypatch, capsys, *argv)
+    line = refused(monkeypatch, capsys, *argv)
+    assert f"{a_run} holds a run already: " in line
+    assert "--resume goes on with it, another --out leaves it alone, --overwrite throws it" in line
     for change, message in (
         (["--seed", "1"], "seed was 0 and is now 1"),
         (["--algo", "sac"], "algo was 'ddpg' and is now 'sac'"),
@@ -611,6 +613,20 @@ def test_a_run_that_is_there_is_neither_mixed_with_another_nor_lost(
     # --overwrite throws nothing away for a run that cannot begin
     for wrong in (["--env", "HAQ-BISMO-Edge-Discrete-v0"], ["--final-steps", "-1"]):
         refused(monkeypatch, capsys, *argv, *wrong, "--overwrite")
+    assert contents(a_run) == before
+
+
+def test_a_run_whose_agent_is_lost_is_kept_until_somebody_says_so(
+    a_run, monkeypatch, capsys, no_evaluation
+):
+    (a_run / "agent.pt").unlink()
+    before = contents(a_run)
+    argv = ["--algo", "ddpg", "--episodes", "2", "--out", str(a_run), "--resume"]
+    assert main(monkeypatch, *argv) == 2
+    error = capsys.readouterr().err
+    assert "agent.pt is missing. Without resume the run is thrown away." in error
+    assert error.endswith(" --overwrite throws it away.\n")
+    assert "--resume goes on" not in error
     assert contents(a_run) == before
 
 
@@ -632,8 +648,10 @@ def test_a_run_that_failed_before_its_first_evaluation_is_in_nobodys_way(tmp_pat
         open_folder(tmp_path / "run", settings, resume=False, overwrite=False)
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["seed"] == 2
     (tmp_path / "run" / "episodes.csv").touch()
-    with pytest.raises(InputError, match="holds a run already"):
+    with pytest.raises(OccupiedError, match="holds a run already: resume it, overwrite it, or"):
         open_folder(tmp_path / "run", settings, resume=False, overwrite=False)
+    with pytest.raises(InputError, match="resume and overwrite contradict each other"):
+        open_folder(tmp_path / "run", settings, resume=True, overwrite=True)
 
 
 def test_an_agent_with_other_actions_throws_no_run_away(tmp_path, monkeypatch, capsys, a_run):

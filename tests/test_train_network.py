@@ -2,13 +2,14 @@
 
 import csv
 import json
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,23 @@ import train_network
 from safetensors.torch import load_file
 from scripts import run_main
 
+from haq_env.cli import main
+from haq_env.commands.train import Train
 from haq_env.data import Dataset, Split, load_dataset
-from haq_env.errors import InputError
+from haq_env.errors import InputError, OccupiedError
 from haq_env.make import make_task
 from haq_env.networks import bundled, load_network
 from haq_env.networks.checkpoint import read_metadata, save_tensors
 from haq_env.training.augment import augment
 from haq_env.training.resumable import train_in_pieces
-from haq_env.training.trainer import Trainer, Training
+from haq_env.training.settings import Training
+from haq_env.training.trainer import Trainer
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "train_network.py"
+CARDS = sorted(bundled.WEIGHTS.glob("*.json"))
 DIGITS = {"width": 0.125, "image_size": 16}
 BRIEF = Training(epochs=3, batch_size=64, augmentation="crop", ema=0.9, label_smoothing=0.1)
 SETTINGS = [
-    *("--network", "mobilenet_v2", "--dataset", "digits", "--width", "0.125", "--image-size", "16"),
+    *("train", "mobilenet_v2", "--dataset", "digits", "--width", "0.125", "--image-size", "16"),
     *("--epochs", "3", "--batch-size", "64", "--augmentation", "crop", "--ema", "0.9"),
     *("--label-smoothing", "0.1", "--device", "cpu", "--threads", "1"),
 ]
@@ -40,6 +44,11 @@ SETTINGS = [
 def brief(out: Path, training: Training = BRIEF, **options):
     # MobileNet-V2 has dropout, whose chance must be carried over too
     return train_in_pieces("mobilenet_v2", "digits", out, training, **DIGITS, **options)
+
+
+def images(count: int, channels: int) -> Dataset:
+    part = Split(np.zeros((count, channels, 8, 8), dtype=np.uint8), np.arange(count) % 10)
+    return Dataset("mine", 10, (0.5,) * channels, (0.25,) * channels, part, part, part)
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +107,19 @@ def test_a_training_goes_on_with_the_images_it_began_with_only(tmp_path):
 def test_a_killed_training_goes_on_where_it_was(unbroken, tmp_path):
     out = tmp_path / "v2.safetensors"
     argv = [*SETTINGS, "--out", str(out)]
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *argv], stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "haq_env", *argv]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not out.with_suffix(".state").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
-    done = run_main(train_network.main, *argv)
+    done = run_main(main, *argv)
     assert done.returncode == 0, done.stderr
     assert "0 of 3 epochs are done" not in done.stdout
     assert same_bits(out, unbroken)
-    again = run_main(train_network.main, *argv)
+    again = run_main(main, *argv)
     assert "epoch" not in again.stdout
     assert "Written" in again.stdout
 
@@ -117,13 +127,40 @@ def test_a_killed_training_goes_on_where_it_was(unbroken, tmp_path):
 def test_other_settings_do_not_go_on_in_the_same_files(tmp_path, unbroken):
     out = tmp_path / "v2.safetensors"
     brief(out, minutes=0)
-    with pytest.raises(InputError, match="is of a training with epochs = 3, and now it is 4"):
+    with pytest.raises(OccupiedError, match="is of a training with epochs = 3, and now it is 4"):
         brief(out, replace(BRIEF, epochs=4))
-    with pytest.raises(InputError, match=r"v2\.safetensors is of a training with seed = 0, and"):
+    with pytest.raises(OccupiedError, match=r"v2\.safetensors is of a training with seed = 0, and"):
         brief(unbroken, replace(BRIEF, seed=1))
     out.with_suffix(".state").write_bytes(b"nothing that was saved")
     with pytest.raises(InputError, match=r"v2\.state is no state of a training, or damaged"):
         brief(out)
+
+
+def test_a_state_says_what_it_is_of_in_the_words_of_earlier_versions(tmp_path):
+    # other names or settings here, and trainings that are under way could not go on
+    out = tmp_path / "v2.safetensors"
+    brief(out, minutes=0)
+    state = torch.load(out.with_suffix(".state"), weights_only=True)
+    assert sorted(state) == ["average", "module", "optimizer", "rows", "settings"]
+    assert json.loads(state["settings"]) == {
+        "network": "mobilenet_v2",
+        "dataset": "digits",
+        "dataset_options": {"size": 16},
+        "build": {"classes": 10, "image_size": 16, "width": 0.125, "in_channels": 1},
+        "images": {"source": "scikit-learn"},
+        "training": {
+            "epochs": 3,
+            "batch_size": 64,
+            "learning_rate": 0.1,
+            "schedule": "cosine",
+            "momentum": 0.9,
+            "weight_decay": 0.0005,
+            "label_smoothing": 0.1,
+            "ema": 0.9,
+            "augmentation": "crop",
+            "seed": 0,
+        },
+    }
 
 
 # -- what is written ---------------------------------------------------------------------------
@@ -162,7 +199,7 @@ def test_weights_are_stored_in_half_only_if_the_accuracy_stays():
 
 def test_a_file_dropped_among_the_bundled_ones_works_by_name(unbroken, tmp_path, monkeypatch):
     monkeypatch.setattr(bundled, "WEIGHTS", tmp_path)
-    with pytest.raises(InputError, match=r"train_network\.py --network resnet20 --dataset cifar10"):
+    with pytest.raises(InputError, match="`haq-env train resnet20 --dataset cifar10 --out"):
         make_task("resnet20", "cifar10")
     out = tmp_path / "mobilenet_v1_050_tiny.safetensors"
     rng = np.random.default_rng(0)
@@ -295,7 +332,9 @@ def test_augmented_images_are_shifted_and_mirrored_each_by_its_own():
         ({"ema": 1.0}, r"ema must be in \[0, 1\)"),
         ({"schedule": "cosin"}, "Did you mean 'cosine'"),
         ({"augmentation": "flip"}, "unknown augmentation 'flip'"),
-        ({"weight_decay": -1.0}, "must not be negative"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative"),
+        ({"seed": -1}, "seed must be 0 to 9223372036854775807, not -1"),
+        ({"seed": 2**63}, "seed must be 0 to 9223372036854775807"),
     ],
 )
 def test_a_recipe_out_of_range_is_refused(change, message):
@@ -319,9 +358,132 @@ def test_a_place_that_cannot_be_written_is_known_before_the_first_epoch(tmp_path
         brief(tmp_path / "v2.pt")
 
 
-def test_the_script_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("augmentation", ["crop", "crop-flip"])
+def test_images_too_small_to_be_shifted_are_refused_and_not_a_traceback(augmentation):
+    rng = np.random.default_rng(0)
+    part = Split(rng.integers(0, 256, (64, 1, 4, 4), dtype=np.uint8), np.arange(64) % 2)
+    tiny = Dataset("tiny", 2, (0.5,), (0.25,), part, part, part)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    recipe = Training(batch_size=32, augmentation=augmentation)
+    with pytest.raises(InputError, match="images of 4 pixels cannot be shifted by 4: take augm"):
+        Trainer(network, tiny, recipe, torch.device("cpu"))
+    Trainer(network, tiny, replace(recipe, augmentation="none"), torch.device("cpu")).epoch()
+
+
+def test_a_batch_too_small_for_batch_norm_is_one_line():
+    layers = [torch.nn.Conv2d(1, 4, 8), torch.nn.BatchNorm2d(4), torch.nn.Flatten()]
+    network = torch.nn.Sequential(*layers, torch.nn.Linear(4, 10))
+    recipe = Training(batch_size=1, augmentation="none")
+    trainer = Trainer(network, images(40, 1), recipe, torch.device("cpu"))
+    with pytest.raises(InputError, match="batch norm cannot be trained on a single value"):
+        trainer.epoch()
+
+
+# -- settings that suit the images -------------------------------------------------------------
+
+
+def test_small_sets_get_small_batches_and_grey_images_are_not_mirrored():
+    few = {"epochs": 30, "batch_size": 32}
+    assert Training.for_images(load_dataset("digits")) == Training(**few, augmentation="none")
+    assert Training.for_images(images(10_000, 3)) == Training()
+    assert Training.for_images(images(9_999, 3)) == Training(**few)
+    assert Training.for_images(images(10_000, 1)) == Training(augmentation="none")
+
+
+def test_what_is_given_is_what_is_trained_with():
+    given = {"epochs": 7, "batch_size": 5, "augmentation": "crop-flip", "ema": 0.5}
+    digits = load_dataset("digits")
+    assert Training.for_images(digits, **given, schedule=None) == Training(**given)
+    with pytest.raises(InputError, match="epochs must be positive, not 0"):
+        Training.for_images(digits, epochs=0)
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+def test_every_setting_of_a_training_is_a_flag_that_decides_nothing_else_when_left_out():
+    flags = {each.name: each.default for each in fields(Train)}
+    for setting in fields(Training):
+        decided = setting.name in ("epochs", "batch_size", "augmentation")  # by the images
+        assert flags[setting.name] == (None if decided else setting.default)
+
+
+def test_the_command_stops_after_its_minutes_and_goes_on_as_its_card_says(tmp_path):
+    out = tmp_path / "v1.safetensors"
+    argv = ["train", "mobilenet_v1", "--width", "0.125", "--epochs", "2", "--device", "cpu"]
+    threads = torch.get_num_threads()
+    done = run_main(main, *argv, "--minutes", "0", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "0 of 2 epochs are done; 28 steps each" in done.stdout
+    assert "The time is over: the same command goes on." in done.stdout
+    # what the card would say is the same training with every setting written out
+    written = Train("mobilenet_v1", width=0.125, epochs=2).command(
+        Training(epochs=2, batch_size=32, augmentation="none")
+    )
+    assert written.startswith("haq-env train mobilenet_v1 --dataset digits --width 0.125 --epochs")
+    done = run_main(main, *shlex.split(written)[1:], "--device", "cpu", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 epochs are done" in done.stdout
+    assert f"Written: {out} (val " in done.stdout
+    card = json.loads(out.with_suffix(".json").read_text())
+    assert card["command"] == written
+    assert f"--threads {threads}" in written
+    other = run_main(main, *argv, "--seed", "1", "--out", str(out))
+    assert other.returncode == 2
+    assert "is of a training with seed = 0, and now it is 1" in other.stderr
+    assert other.stderr.endswith(" --out gives another file.\n")
+
+
+def test_a_setting_out_of_range_is_one_line_before_any_image_is_read():
+    for flag, value, message in (
+        ("--epochs", "0", "epochs must be positive, not 0"),
+        ("--seed", "-1", "seed must be 0 to"),
+        ("--threads", "0", "threads must be 1 or more, not 0"),
+    ):
+        done = run_main(main, "train", "resnet20", "--dataset", "cifar10:nowhere", flag, value)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: {message}")
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = run_main(train_network.main, "--network", "resnet20", "--dataset", "cifar10:nowhere")
+    done = run_main(main, "train", "resnet20", "--dataset", "cifar10:nowhere")
     assert done.returncode == 2
     assert done.stderr.startswith("error: CIFAR-10 folder nowhere does not exist")
     assert len(done.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_without_a_place_of_their_own_are_called_after_network_and_data():
+    folder = Path("runs") / "train"
+    half = Train("mobilenet_v1", dataset="cifar10:/some/where", width=0.5)
+    assert half.file == folder / "mobilenet_v1_050_cifar10.safetensors"
+    assert Train("nets:mine").file == folder / "nets-mine_digits.safetensors"
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.stem)
+def test_the_commands_that_cards_record_still_ask_for_the_same_training(card, monkeypatch):
+    about = json.loads(card.read_text())
+    asked: list[Train] = []
+    monkeypatch.setattr(Train, "run", lambda self: asked.append(self))
+    words = shlex.split(about["command"])
+    if words[:2] == ["haq-env", "train"]:
+        done = run_main(main, *words[1:])
+    else:
+        assert words[:2] == ["python", "benchmarks/train_network.py"]
+        done = run_main(train_network.main, *words[2:])
+    assert done.returncode == 0
+    (train,) = asked
+    assert (train.network, train.dataset) == (about["network"], f"{about['dataset']}:FOLDER")
+    assert {name: getattr(train, name) for name in about["training"]} == about["training"]
+
+
+def test_the_script_of_the_cards_trains_on_cifar10_where_no_data_set_is_named(monkeypatch):
+    asked: list[Train] = []
+    monkeypatch.setattr(Train, "run", lambda self: asked.append(self))
+    for argv in (["--network", "resnet20"], ["--network=resnet20", "--dataset=digits"]):
+        assert run_main(train_network.main, *argv).returncode == 0
+    assert [(each.network, each.dataset) for each in asked] == [
+        ("resnet20", "cifar10"),
+        ("resnet20", "digits"),
+    ]

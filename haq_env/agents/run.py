@@ -18,7 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from haq_env.agents.algorithms import WARMUP, make_agent
 from haq_env.agents.checkpoint import load_agent, restore_generators, save_agent
 from haq_env.env import QuantizationEnv
-from haq_env.errors import InputError
+from haq_env.errors import InputError, OccupiedError
 from haq_env.evaluation import Evaluation
 from haq_env.files import make_folder, replace_file
 from haq_env.search.history import History, Trial, measure, trial_of
@@ -186,9 +186,9 @@ def _can_go_on(log: Path, state: Path) -> bool:
     if state.exists():
         return True
     if log.exists() and log.read_bytes().count(b"\n") > 2:  # the head, and the uniform policy
-        raise InputError(
-            f"cannot go on from {log}: the agent's state {state} is missing; --overwrite throws "
-            "the run away."
+        raise OccupiedError(
+            f"cannot go on from {log}: the agent's state {state} is missing. Without resume the "
+            "run is thrown away."
         )
     return False
 

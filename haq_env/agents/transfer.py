@@ -80,8 +80,8 @@ class Source:
         """
         if algorithm != self.algorithm:
             raise InputError(
-                f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: give "
-                f"--algo {self.algorithm}."
+                f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: take "
+                f"algorithm {self.algorithm!r}."
             )
         seen, here = _variant(self.env), _variant_of(env)
         if seen != here:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from haq_env.commands.caches import Cache
+from haq_env.commands.convert import Convert
 from haq_env.commands.costs import Cost, Lint, RooflinePlot
-from haq_env.commands.files import Convert, Train
 from haq_env.commands.listings import ListDatasets, ListEnvironments, ListHardware, ListNetworks
 from haq_env.commands.search import Search
+from haq_env.commands.train import Train
 
 
 class Command(Protocol):

@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from haq_env.agents import ALGORITHMS
 from haq_env.cost import UNITS
-from haq_env.errors import InputError, unknown_name
+from haq_env.errors import InputError, OccupiedError, unknown_name
 from haq_env.options import OptionalPath
 from haq_env.search import SEARCH, check_needs
 
@@ -120,6 +120,8 @@ class Search:
                 raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
         if self.workers > 1 and self.threads > 1:
             raise InputError("each of several --workers has one thread: drop --threads.")
+        if self.resume and self.overwrite:
+            raise InputError("give --resume or --overwrite, not both.")
         if self.final_steps < 0:
             raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
         if not 0 <= self.seed < 2**31:
@@ -182,6 +184,9 @@ class Search:
         except KeyboardInterrupt:
             print("stopped; --resume goes on from the last finished episode", file=sys.stderr)
             raise SystemExit(130) from None
+        except OccupiedError as error:
+            way = "" if self.resume else "--resume goes on with it, another --out leaves it alone, "
+            raise InputError(f"{error} {way}--overwrite throws it away.") from error
         except WorkerError as error:
             raise InputError(f"{error} --resume goes on from the last finished episode.") from error
         except BrokenPipeError:

@@ -124,12 +124,7 @@ def training_command(network: str, dataset: str) -> str:
         network: its name.
         dataset: the data set's, see `dataset_argument`.
     """
-    if dataset == "digits":
-        return f"haq-env train {network} --dataset digits --out file.safetensors"
-    return (
-        f"python benchmarks/train_network.py --network {network} --dataset {dataset} "
-        "--out file.safetensors"
-    )
+    return f"haq-env train {network} --dataset {dataset} --out file.safetensors"
 
 
 def network_names() -> list[str]:

@@ -52,26 +52,6 @@ def save_checkpoint(
     save_tensors(path, tensors, metadata)
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """See that a checkpoint can be written there, before hours are spent on its contents.
-
-    Raises:
-        InputError: it cannot.
-    """
-    path = Path(path)
-    if not path.name:
-        raise InputError(f"checkpoint {path} cannot be written: it is a folder.")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        partial.touch()
-        partial.unlink()
-    except OSError as error:
-        raise InputError(f"checkpoint {path} cannot be written: {error}.") from error
-
-
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> None:

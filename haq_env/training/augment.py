@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Augmentation = Literal["crop-flip", "crop", "none"]
-AUGMENTATIONS: tuple[str, ...] = get_args(Augmentation)
+from haq_env.training.settings import Augmentation
+
+PADDING = 4  # He et al. 2016
 
 
 def augment(
-    images: Tensor, generator: torch.Generator, how: Augmentation, padding: int = 4
+    images: Tensor, generator: torch.Generator, how: Augmentation, padding: int = PADDING
 ) -> Tensor:
     """Shift every image by up to `padding` pixels, and mirror every second one.
 

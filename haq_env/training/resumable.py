@@ -14,14 +14,16 @@ from typing import Any, Protocol
 import torch
 
 from haq_env.data import DATASETS, Dataset, dataset_name, load_dataset
-from haq_env.errors import InputError
+from haq_env.errors import InputError, OccupiedError
+from haq_env.evaluation.device import find_device
 from haq_env.files import replace_file
 from haq_env.networks import NETWORKS, load_network
 from haq_env.networks.bundled import build_for
 from haq_env.networks.checkpoint import read_metadata, save_checkpoint
 from haq_env.networks.layers_json import layers_to_json
 from haq_env.networks.trace import trace
-from haq_env.training.trainer import Epoch, Precision, Trainer, Training
+from haq_env.training.settings import Precision, Training
+from haq_env.training.trainer import Epoch, Trainer
 
 
 class Show(Protocol):
@@ -104,10 +106,12 @@ def train_in_pieces(
         The card; None if there are epochs left.
 
     Raises:
-        InputError: what is there is of a training with other settings, or something unknown or
-            out of range was given.
+        OccupiedError: what is there is of a training with other settings.
+        InputError: something unknown or out of range was given, the network and the data set do
+            not go together, a file cannot be read or written, or the training diverged.
     """
     began = time.monotonic()
+    where = find_device(str(device))
     network, width = _named(network, width)
     if out.suffix != ".safetensors":
         raise InputError(f"the file of the weights must be called FILE.safetensors, not {out}.")
@@ -130,7 +134,7 @@ def train_in_pieces(
         return _card(about)
     module = load_network(network, **build, seed=training.seed)
     table = layers_to_json(trace(module, data.input_shape, name=network))
-    trainer = Trainer(module, data, training, torch.device(device), precision, compiled)
+    trainer = Trainer(module, data, training, where, precision, compiled)
     _resume(trainer, files.state, settings)
     _save_curve(trainer, files)  # what cannot be written is better known now than in the end
     if show is not None and not trainer.finished:
@@ -195,9 +199,9 @@ def _check_same(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> 
                 for key in {**there, **value}
                 if value.get(key) != there.get(key)
             )
-        raise InputError(
-            f"{path} is of a training with {name} = {there}, and now it is {value}: give another "
-            "file with --out, or remove that one."
+        raise OccupiedError(
+            f"{path} is of a training with {name} = {there}, and now it is {value}: train into "
+            "another file, or remove that one."
         )
 
 

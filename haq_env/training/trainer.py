@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,62 +16,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from haq_env.data import Dataset
 from haq_env.errors import InputError, first_line, unknown_name
+from haq_env.evaluation.checks import check_fits
 from haq_env.evaluation.finetune import Images, accuracy, dropout_seeded, parameter_groups
-from haq_env.training.augment import AUGMENTATIONS, Augmentation, augment
-
-Schedule = Literal["cosine", "one-cycle"]
-Precision = Literal["auto", "float32", "bfloat16"]
-# Share of the steps in which the learning rate rises from nothing; Smith & Topin 2017 for the last.
-_RISING: dict[str, float] = {"cosine": 0.05, "one-cycle": 0.25}
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a network is trained: SGD with Nesterov's momentum."""
-
-    epochs: int = 100
-    """Passes over the training images."""
-    batch_size: int = 128
-    """Images a step."""
-    learning_rate: float = 0.1
-    """The highest one."""
-    schedule: Schedule = "cosine"
-    """How it rises and falls: a short rise and a cosine, or a quarter up and three down."""
-    momentum: float = 0.9
-    """Of SGD."""
-    weight_decay: float = 5e-4
-    """On the weights of convolutions and linear layers."""
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes."""
-    ema: float = 0.0
-    """Decay, a step, of a moving average that is kept instead of the weights; 0 for none."""
-    augmentation: Augmentation = "crop-flip"
-    """What is done to training images."""
-    seed: int = 0
-    """Of the first weights, the order of images and the augmentation."""
-
-    def __post_init__(self) -> None:
-        if self.schedule not in _RISING:
-            raise unknown_name("schedule", self.schedule, _RISING)
-        if self.augmentation not in AUGMENTATIONS:
-            raise unknown_name("augmentation", self.augmentation, AUGMENTATIONS)
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, not {getattr(self, name)}.")
-        for name in ("momentum", "label_smoothing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be in [0, 1), not {getattr(self, name)}.")
-        if self.weight_decay < 0 or self.seed < 0:
-            raise InputError("weight_decay and seed must not be negative.")
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step, from 0, among so many."""
-        done, rising = (step + 0.5) / steps, _RISING[self.schedule]
-        if done < rising:
-            return self.learning_rate * done / rising
-        left = (1 - done) / (1 - rising)
-        falling = 0.5 * (1 - math.cos(math.pi * left)) if self.schedule == "cosine" else left
-        return self.learning_rate * falling
+from haq_env.quantization.batchnorm import enough_values
+from haq_env.training.augment import PADDING, augment
+from haq_env.training.settings import Precision, Training
 
 
 @dataclass(frozen=True)
@@ -113,8 +62,9 @@ class Trainer:
             thread 1.4 times for ResNet-20. It decides last digits.
 
     Raises:
-        InputError: there are fewer training images than a batch holds, or nothing can be compiled
-            here.
+        InputError: the network and the images do not go together, or nothing of it can be trained;
+            there are fewer training images than a batch holds, or they are too small to be shifted;
+            or nothing can be compiled here.
     """
 
     def __init__(
@@ -133,6 +83,11 @@ class Trainer:
                 f"data set {data.name!r} has {len(data.train)} training images, fewer than a batch "
                 f"of {training.batch_size}."
             )
+        side = min(data.input_shape[1:])
+        if training.augmentation != "none" and side <= PADDING:
+            raise InputError(
+                f"images of {side} pixels cannot be shifted by {PADDING}: take augmentation 'none'."
+            )
         self.training, self.device, self.rows = training, device, list[Epoch]()
         self.steps = len(data.train) // training.batch_size  # an epoch
         self._narrow = device.type == "cuda" if precision == "auto" else precision == "bfloat16"
@@ -140,12 +95,15 @@ class Trainer:
         self._held_out = Images(data.val, data, device)
         # torch knows this call, but its annotations do not
         self.module: nn.Module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_fits(self.module, data, self._images.batch(slice(0, 1)))  # before any epoch is spent
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self.module
         if compiled:
             _check_compiler(device)
             self._forward = torch.compile(self.module)
         arithmetic = "bfloat16" if self._narrow else "float32"
         self._about = ", ".join([_device_name(device), arithmetic, *["compiled"] * compiled])
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise InputError("the network has no parameter that requires a gradient: unfreeze it.")
         self._average = _average(module, training.ema)
         self._optimizer = torch.optim.SGD(
             parameter_groups(module, training.weight_decay),
@@ -172,7 +130,7 @@ class Trainer:
             after_step: called after every step, to show progress.
 
         Raises:
-            InputError: the loss is no number any more.
+            InputError: the loss is no number any more, or batch norm has too few values to train.
         """
         start, number, training = time.monotonic(), len(self.rows), self.training
         rng = np.random.default_rng([training.seed, number])
@@ -181,7 +139,7 @@ class Trainer:
         totals = torch.zeros(2, device=self.device)
         self.module.train()
         rate = 0.0
-        with dropout_seeded(int(rng.integers(2**62)), self.device):
+        with dropout_seeded(int(rng.integers(2**62)), self.device), enough_values():
             for step in range(self.steps):
                 rate = training.rate(number * self.steps + step, training.epochs * self.steps)
                 for group in self._optimizer.param_groups:
