@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from haq_env.agents.algorithms import ALGORITHMS
 from haq_env.errors import unknown_name
 from haq_env.search import SEARCH, Search, check_needs
-from haq_env.search.history import Charge, History, begin
+from haq_env.search.history import History, begin
 from haq_env.task import Task
 
 if TYPE_CHECKING:
@@ -52,13 +52,6 @@ def agent_env(
     return QuantizationEnv(task, actions=ALGORITHMS[name].actions, scales=scales)
 
 
-def charge_of(env: QuantizationEnv) -> Charge | None:
-    """Return what the table took that an environment's agent corrects; None without a table."""
-    from haq_env.residual import ResidualEnv
-
-    return Charge(env.charge_seconds, env.charge) if isinstance(env, ResidualEnv) else None
-
-
 def search_method(name: str) -> Search:
     """Return a baseline, or an agent that plays one episode for each evaluation but the first.
 
@@ -80,7 +73,6 @@ def search_method(name: str) -> Search:
         history = search_with_agent(env, name.removeprefix(RESIDUAL), evaluations - 1, seed)
         if history.interrupted:
             raise KeyboardInterrupt
-        history.charge = charge_of(env)
         return history
 
     return agent

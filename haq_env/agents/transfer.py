@@ -23,6 +23,7 @@ from haq_env.agents.checkpoint import load_policy, load_scales
 from haq_env.agents.run import episode_trial
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
+from haq_env.search.charge import charge_file
 from haq_env.search.history import History, begin
 
 
@@ -121,7 +122,8 @@ def apply_agent(
     agent = make_agent(source.algorithm, env, seed=0, warmup=0, **(settings or {}))
     source.warm_start(agent)
     if log is not None:
-        log.unlink(missing_ok=True)
+        for path in (log, charge_file(log)):
+            path.unlink(missing_ok=True)
     return decide(agent, env, History(log))
 
 
@@ -148,6 +150,7 @@ def decide(agent: BaseAlgorithm, env: QuantizationEnv, history: History | None =
         observation, _, done, infos = world.step(action)
         if done[0]:
             history.add(episode_trial(env.task, infos[0]))
+            history.charge = env.charge
             return history
 
 

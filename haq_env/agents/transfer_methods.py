@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from haq_env.agents.methods import RESIDUAL, agent_env, agents, charge_of
+from haq_env.agents.methods import RESIDUAL, agent_env, agents
 from haq_env.errors import unknown_name
 from haq_env.search import Search
-from haq_env.search.history import Charge, History, begin
+from haq_env.search.charge import Charge
+from haq_env.search.history import History, begin
 from haq_env.task import Task
 
 TRANSFER = "transfer-"
@@ -64,7 +65,7 @@ def transfer_method(name: str, source: Callable[[], Task]) -> Search:
                 )
                 for trial in _whole(more)[1:]:  # its first one is the uniform policy again
                     history.add(trial)
-        tables = [charge for each in (first, env) if (charge := charge_of(each)) is not None]
+        tables = [each.charge for each in (first, env) if each.charge is not None]
         history.charge = Charge(
             seconds + sum(table.seconds for table in tables[1:]),
             LEARNING + sum(table.evaluations for table in tables),
