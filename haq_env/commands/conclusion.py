@@ -42,8 +42,8 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
             path = scratch if name == "found" else None
             finals[name] = (bits, finish(task, bits, recipe, seeds, path))
     about = {
-        "env": settings.env,
-        "algorithm": settings.algo,
+        "env": settings.env_id,
+        "algorithm": settings.algorithm,
         "final_recipe": asdict(recipe),
         "torch_threads": torch.get_num_threads(),
     }
