@@ -124,6 +124,8 @@ def test_a_residual_run_is_recorded_resumed_and_carried_on_by_either_name(tmp_pa
     once = ["--transfer-from", str(first), "--episodes", "0", "--network", "mobilenet_v2", *TIER]
     done = search("--algo", "residual-ppo", *once, "--out", str(second))
     assert done.returncode == 0, done.stderr
+    done = search("--algo", "residual-sac", *once, "--out", str(second), "--overwrite")
+    assert "is residual-ppo, not sac: give --algo residual-ppo." in done.stderr
     assert json.loads((second / "policy.json").read_text())["charge"]["evaluations"] > 0
 
 

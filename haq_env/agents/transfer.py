@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from haq_env import VARIANTS
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_policy, load_scales
+from haq_env.agents.methods import RESIDUAL
 from haq_env.agents.run import episode_trial
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
@@ -79,12 +80,13 @@ class Source:
             InputError: another algorithm, another kind of environment, or another number of
                 actions.
         """
-        if algorithm != self.algorithm:
-            raise InputError(
-                f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: give "
-                f"--algo {self.algorithm}."
-            )
         seen, here = _variant(self.env), _variant_of(env)
+        if algorithm != self.algorithm:
+            table = RESIDUAL if seen == "-Residual" else ""
+            raise InputError(
+                f"the agent in {self.state.parent} is {table}{self.algorithm}, not {algorithm}: "
+                f"give --algo {table}{self.algorithm}."
+            )
         if seen != here:
             raise InputError(
                 f"the agent in {self.state.parent} has learned in {self.env}, whose observations "
