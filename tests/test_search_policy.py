@@ -1,6 +1,8 @@
 """One function and one list of names search by everything; the command line takes that list too."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from scripts import Done, run_main
@@ -37,6 +39,15 @@ def test_baselines_and_agents_are_one_list():
     assert {*ALGORITHMS, "residual-ppo"} <= set(agents())
     assert "residual-dqn" not in agents()
     assert {f"transfer-{name}" for name in agents()} == {*methods(transfer=True)} - {*methods()}
+
+
+def test_names_and_the_function_load_neither_torch_nor_an_agents_library():
+    code = (
+        "import sys, haq_env; haq_env.methods(), haq_env.search_policy, haq_env.Charge; "
+        "print({'torch', 'stable_baselines3'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize("name", agents())
