@@ -34,8 +34,7 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from tyro.extras import subcommand_cli_from_dict
 
-from haq_env.agents.methods import RESIDUAL, methods
-from haq_env.agents.transfer_methods import TRANSFER, transfer_methods
+from haq_env.agents.methods import RESIDUAL, TRANSFER, methods
 from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.engines import ENGINES, Engine, start_engine
 from haq_env.leaderboard.progress import Bar
@@ -49,7 +48,9 @@ ENTRIES = tuple(
     name for name in methods() if name == "residual-ppo" or not name.startswith(RESIDUAL)
 )
 TRANSFERRED = tuple(
-    name for name in transfer_methods() if name.removeprefix(TRANSFER) in ENTRIES
+    name
+    for name in methods(transfer=True)
+    if name.startswith(TRANSFER) and name.removeprefix(TRANSFER) in ENTRIES
 )  # with a source to learn on
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from gymnasium import register
 
 if TYPE_CHECKING:
-    from haq_env.agents.methods import search_method
-    from haq_env.agents.run import search_with_agent
+    from haq_env.agents.methods import methods, search_method
+    from haq_env.agents.run import episode_trial, search_with_agent
+    from haq_env.agents.searching import search_policy
     from haq_env.cost import CostTable
     from haq_env.data import Dataset, Split, load_dataset
     from haq_env.env import QuantizationEnv
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from haq_env.quantization.frozen import load_quantized, save_quantized
     from haq_env.residual import ResidualEnv
     from haq_env.search import SEARCH
-    from haq_env.search.history import History, begin, measure
+    from haq_env.search.charge import Charge
+    from haq_env.search.history import History, Trial, begin, measure, measure_all
     from haq_env.search.run import search_with_baseline
     from haq_env.task import Task
 
@@ -35,6 +37,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "ENVIRONMENTS",
     "SEARCH",
+    "Charge",
     "CostTable",
     "Dataset",
     "Evaluation",
@@ -50,16 +53,21 @@ __all__ = [
     "ResidualEnv",
     "Split",
     "Task",
+    "Trial",
     "__version__",
     "begin",
+    "episode_trial",
     "load_dataset",
     "load_layers",
     "load_network",
     "load_quantized",
     "make_task",
     "measure",
+    "measure_all",
+    "methods",
     "save_quantized",
     "search_method",
+    "search_policy",
     "search_with_agent",
     "search_with_baseline",
 ]
@@ -67,6 +75,7 @@ __all__ = [
 # Where the public names live: they are imported when they are first asked for.
 _HOMES = {
     "SEARCH": "search",
+    "Charge": "search.charge",
     "CostTable": "cost",
     "Dataset": "data",
     "Evaluation": "evaluation",
@@ -82,15 +91,20 @@ _HOMES = {
     "ResidualEnv": "residual",
     "Split": "data",
     "Task": "task",
+    "Trial": "search.history",
     "begin": "search.history",
+    "episode_trial": "agents.run",
     "load_dataset": "data",
     "load_layers": "networks",
     "load_network": "networks",
     "load_quantized": "quantization.frozen",
     "make_task": "make",
     "measure": "search.history",
+    "measure_all": "search.history",
+    "methods": "agents.methods",
     "save_quantized": "quantization.frozen",
     "search_method": "agents.methods",
+    "search_policy": "agents.searching",
     "search_with_agent": "agents.run",
     "search_with_baseline": "search.run",
 }

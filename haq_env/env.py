@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +18,9 @@ from haq_env.make import make_task
 from haq_env.policy import MAX_BITS, WEIGHT, Bits
 from haq_env.space import Step
 from haq_env.task import Task
+
+if TYPE_CHECKING:
+    from haq_env.search.charge import Charge
 
 Observation = NDArray[np.float32]
 Action = NDArray[np.float32] | int
@@ -129,6 +132,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     * v0: first version.
     """
 
+    charge: Charge | None = None  # what was computed before the first episode; None for nothing
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  # as Env has it
 
     def __init__(

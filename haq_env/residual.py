@@ -12,6 +12,7 @@ from haq_env.cost import Grid
 from haq_env.env import Action, Observation, QuantizationEnv
 from haq_env.errors import InputError, unknown_name
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits
+from haq_env.search.charge import Charge
 from haq_env.search.lagrangian import allocate
 from haq_env.search.table import LAW, law
 from haq_env.space import Step
@@ -69,7 +70,8 @@ class ResidualEnv(QuantizationEnv):
     ## Starting State
 
     As in `QuantizationEnv`. The first reset of an environment measures the table, which takes
-    the time of about 2 evaluations with finetuning, 20 without, and is reported in `charge`.
+    the time of about 2 evaluations with finetuning, 20 without, and is reported in the attribute
+    `charge` (`seconds` and `evaluations`; None before).
 
     ## Episode End
 
@@ -122,7 +124,6 @@ class ResidualEnv(QuantizationEnv):
         known = not isinstance(prior, str) or prior != LAW
         self.prior = prior
         self.reach = float(reach or (REACH if known else REACH_OF_LAW))
-        self.charge, self.charge_seconds = 0.0, 0.0  # of the table: evaluations, seconds
         self.observation_space = spaces.Box(0.0, 1.0, (13 + 2 * WAVES,), np.float32)
         self._table: Grid | None = None
         self._corrections = np.zeros(self._lowest.shape)
@@ -161,13 +162,15 @@ class ResidualEnv(QuantizationEnv):
 
     def _measured(self) -> Grid:
         if not isinstance(self.prior, str):
+            self.charge = Charge(0.0, 0.0)  # whoever gives a table knows what it took
             return self.prior
         if self.prior == LAW:
-            return law(self.task).table
-        from haq_env.search.sensitivity import measure_sensitivity
+            found = law(self.task)
+        else:
+            from haq_env.search.sensitivity import measure_sensitivity
 
-        found = measure_sensitivity(self.task, self.prior)
-        self.charge_seconds, self.charge = found.charge
+            found = measure_sensitivity(self.task, self.prior)
+        self.charge = found.charge
         return found.table
 
     def _described(self) -> NDArray[np.float64]:

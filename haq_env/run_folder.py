@@ -17,7 +17,14 @@ from haq_env.versions import versions
 
 NETWORK = "network.safetensors"
 # what a run must not lose
-_FILES = ("episodes.csv", "episodes.measured.csv", "agent.pt", "policy.json", NETWORK)
+_FILES = (
+    "episodes.csv",
+    "episodes.measured.csv",
+    "episodes.charge.json",
+    "agent.pt",
+    "policy.json",
+    NETWORK,
+)
 
 
 def open_folder(
@@ -121,6 +128,7 @@ def save_policy(
             "final": {name: final.record() for name, (_, final) in finals.items()},
         },
         "evaluations": len(history),
+        "charge": None if history.charge is None else history.charge._asdict(),
         **about,
         "versions": versions(),
     }

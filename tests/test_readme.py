@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import tyro
 
@@ -96,9 +97,15 @@ def test_the_example_of_ones_own_agent_keeps_its_best_policy(tmp_path):
     assert "accuracy" not in Policy.load(tmp_path / "policy.json").record  # measured by its owner
 
 
+def test_the_example_of_a_search_by_name_prints_what_it_found(tmp_path):
+    out = executed(of_page("search.md"), tmp_path)
+    assert re.fullmatch(r"[\d.]+ [2-8]{28} Charge\(seconds=0.0, evaluations=0.0\)\n", out)
+    assert (tmp_path / "runs" / "mine" / "episodes.csv").exists()
+
+
 def test_the_example_of_ones_own_search_is_one():
     names: dict = {}
-    exec(of_page("search.md"), names)
+    exec(of_page("search.md", 1), names)
     task = yardstick(0)
     history = names["mine"](task, 40, 0)
     assert len(history) == 40
@@ -185,7 +192,9 @@ def test_every_search_has_known_flags(command):
     from haq_env.commands.search import Search
 
     if "--help" not in command and "NAME" not in command:
-        assert tyro.cli(Search, args=command[2:]).episodes > 0
+        given = tyro.cli(Search, args=command[2:])
+        given.check()
+        assert given.env_id in gym.registry
 
 
 def test_every_training_has_known_flags():

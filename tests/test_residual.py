@@ -95,11 +95,13 @@ def test_one_price_comes_within_two_percent_of_the_proven_optimum(instance):
 
 def test_the_law_costs_nothing_and_a_measured_table_tells_its_charge(digits):
     blind = ResidualEnv(make_task(evaluator="ptq_bn"), prior=LAW)
+    assert blind.charge is None  # nothing has been measured, and nothing is known
     blind.reset()
-    assert blind.charge == 0
+    assert blind.charge == (0.0, 0.0)
     assert blind.task.evaluator.evaluations == 0
     digits.reset()
-    assert 0 < digits.charge < 100
+    assert 0 < digits.charge.evaluations < 100
+    assert digits.charge.seconds > 0
 
 
 def test_a_task_without_a_network_is_searched_from_the_law():

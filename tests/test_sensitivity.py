@@ -11,9 +11,9 @@ from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.make import make_task
 from haq_env.policy import ACTIVATION, WEIGHT
+from haq_env.search.charge import Charge
 from haq_env.search.greedy import greedy_sensitivity
 from haq_env.search.hessian import fisher_traces, hutchinson_traces, top_eigenvalues
-from haq_env.search.history import Charge
 from haq_env.search.ilp import ilp_fit, least_sensitive
 from haq_env.search.sensitivity import METHODS, Sensitivity, measure_sensitivity
 

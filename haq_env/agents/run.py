@@ -21,6 +21,7 @@ from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError, OccupiedError
 from haq_env.evaluation import Evaluation
 from haq_env.files import make_folder, replace_file
+from haq_env.search.charge import charge_file
 from haq_env.search.history import History, Trial, measure, trial_of
 from haq_env.task import Task
 
@@ -62,8 +63,8 @@ def search_with_agent(
             with the same ones.
 
     Returns:
-        The uniform policy and the agent's policies, ``episodes + 1`` trials. After Ctrl-C, what
-        was measured until then.
+        The uniform policy and the agent's policies, ``episodes + 1`` trials, and in ``charge``
+        what the environment computed before. After Ctrl-C, what was measured until then.
 
     Raises:
         InputError: unknown algorithm or setting, the wrong kind of actions, no episodes or fewer
@@ -82,7 +83,7 @@ def search_with_agent(
     if log is not None and state is not None:
         resume = resume and _can_go_on(log, state)
         if not resume:
-            for path in (state, log, log.with_name(MEASURED)):
+            for path in (state, log, log.with_name(MEASURED), charge_file(log)):
                 path.unlink(missing_ok=True)
     if resume and state is not None and log is not None:
         history = _gone_on(agent, state, log, env.task, episodes)
@@ -205,13 +206,15 @@ class _Recorder(BaseCallback):
         progress: Progress,
     ) -> None:
         super().__init__()
-        self._task, self._history = env.task, history
+        self._env, self._task, self._history = env, env.task, history
         self._state, self._resume, self.progress = state, resume, progress
 
     def _on_training_start(self) -> None:
         if self._resume and self._state is not None:
             restore_generators(self.model, self._state)
             self._resume = False  # only once: a run may be in two stretches
+        if self._history.charge is None:  # the environment has been reset by now
+            self._history.charge = self._env.charge
 
     def _on_rollout_start(self) -> None:
         if self._state is not None:

@@ -20,9 +20,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from haq_env import VARIANTS
 from haq_env.agents.algorithms import make_agent
 from haq_env.agents.checkpoint import load_policy, load_scales
+from haq_env.agents.methods import RESIDUAL
 from haq_env.agents.run import episode_trial
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
+from haq_env.search.charge import charge_file
 from haq_env.search.history import History, begin
 
 
@@ -78,12 +80,13 @@ class Source:
             InputError: another algorithm, another kind of environment, or another number of
                 actions.
         """
-        if algorithm != self.algorithm:
-            raise InputError(
-                f"the agent in {self.state.parent} is {self.algorithm}, not {algorithm}: take "
-                f"algorithm {self.algorithm!r}."
-            )
         seen, here = _variant(self.env), _variant_of(env)
+        if algorithm != self.algorithm:
+            table = RESIDUAL if seen == "-Residual" else ""
+            raise InputError(
+                f"the agent in {self.state.parent} is {table}{self.algorithm}, not {algorithm}: "
+                f"take {table}{self.algorithm}."
+            )
         if seen != here:
             raise InputError(
                 f"the agent in {self.state.parent} has learned in {self.env}, whose observations "
@@ -121,7 +124,8 @@ def apply_agent(
     agent = make_agent(source.algorithm, env, seed=0, warmup=0, **(settings or {}))
     source.warm_start(agent)
     if log is not None:
-        log.unlink(missing_ok=True)
+        for path in (log, charge_file(log)):
+            path.unlink(missing_ok=True)
     return decide(agent, env, History(log))
 
 
@@ -148,6 +152,7 @@ def decide(agent: BaseAlgorithm, env: QuantizationEnv, history: History | None =
         observation, _, done, infos = world.step(action)
         if done[0]:
             history.add(episode_trial(env.task, infos[0]))
+            history.charge = env.charge
             return history
 
 

@@ -7,19 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from haq_env.agents.methods import RESIDUAL, agent_env, agents, charge_of
+from haq_env.agents.methods import TRANSFER, agent_env, agents, algorithm_of
 from haq_env.errors import unknown_name
 from haq_env.search import Search
-from haq_env.search.history import Charge, History, begin
+from haq_env.search.charge import Charge
+from haq_env.search.history import History, begin
 from haq_env.task import Task
 
-TRANSFER = "transfer-"
 LEARNING = 200  # evaluations on the first task, its uniform policy included
-
-
-def transfer_methods() -> tuple[str, ...]:
-    """Return the names of all of them: "transfer-" and the name of an agent."""
-    return tuple(f"{TRANSFER}{name}" for name in agents())
 
 
 def transfer_method(name: str, source: Callable[[], Task]) -> Search:
@@ -31,14 +26,15 @@ def transfer_method(name: str, source: Callable[[], Task]) -> Search:
     that it corrects are the charge.
 
     Args:
-        name: one of `transfer_methods`.
+        name: "transfer-" and one of `haq_env.agents.methods.agents`.
         source: makes the task to learn on, when the search begins.
 
     Raises:
         InputError: there is no such method.
     """
-    if name not in transfer_methods():
-        raise unknown_name("method", name, transfer_methods())
+    known = [f"{TRANSFER}{agent}" for agent in agents()]
+    if name not in known:
+        raise unknown_name("method", name, known)
     agent = name.removeprefix(TRANSFER)
 
     def transferred(task: Task, evaluations: int, seed: int) -> History:
@@ -48,7 +44,7 @@ def transfer_method(name: str, source: Callable[[], Task]) -> Search:
         from haq_env.agents.run import search_with_agent
         from haq_env.agents.transfer import Source, apply_agent
 
-        algorithm = agent.removeprefix(RESIDUAL)
+        algorithm = algorithm_of(agent)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="haq-env-") as folder:
             first = agent_env(agent, source())
@@ -64,7 +60,7 @@ def transfer_method(name: str, source: Callable[[], Task]) -> Search:
                 )
                 for trial in _whole(more)[1:]:  # its first one is the uniform policy again
                     history.add(trial)
-        tables = [charge for each in (first, env) if (charge := charge_of(each)) is not None]
+        tables = [each.charge for each in (first, env) if each.charge is not None]
         history.charge = Charge(
             seconds + sum(table.seconds for table in tables[1:]),
             LEARNING + sum(table.evaluations for table in tables),

@@ -42,8 +42,8 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
             path = scratch if name == "found" else None
             finals[name] = (bits, finish(task, bits, recipe, seeds, path))
     about = {
-        "env": settings.env,
-        "algorithm": settings.algo,
+        "env": settings.env_id,
+        "algorithm": settings.algorithm,
         "final_recipe": asdict(recipe),
         "torch_threads": torch.get_num_threads(),
     }
@@ -52,6 +52,12 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
     if scratch.exists():
         scratch.replace(folder / NETWORK)
     console.print(comparison_table(rows(task, finals), (*COMPARED, task.budget.metric)))
+    if history.charge is not None and history.charge.evaluations:
+        seconds, evaluations = history.charge
+        console.print(
+            f"Before its {len(history)} evaluations it computed for {seconds:.1f} s, "
+            f"the time of {evaluations:.1f} more."
+        )
     if (found == uniform).all():
         console.print("No policy was better than the uniform one.")
     network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import arg
 
-from haq_env.agents import ALGORITHMS
+from haq_env.agents.methods import algorithm_of, check_env, check_method, env_id, methods
 from haq_env.cost import UNITS
 from haq_env.errors import InputError, OccupiedError, unknown_name
 from haq_env.options import OptionalPath
-from haq_env.search import SEARCH, check_needs
+from haq_env.search import SEARCH
 
 if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
@@ -37,10 +37,6 @@ _DECIDE_NOTHING = (
 )
 
 
-def _methods() -> tuple[str, ...]:
-    return (*ALGORITHMS, *SEARCH)
-
-
 @dataclass(frozen=True)
 class Search:
     """Search a mixed-precision policy with an off-the-shelf agent, or a baseline.
@@ -54,9 +50,9 @@ class Search:
     """
 
     env: str = "HAQ-BISMO-Edge-v0"
-    """Registered environment; `haq-env envs` lists them."""
-    algo: Annotated[str, arg(metavar="{" + ",".join(_methods()) + "}")] = "sac"
-    """Agent (dqn and maskable-ppo: -Discrete environments) or, from uniform on, a baseline."""
+    """Registered environment (see haq-env envs); of a plain id an agent takes its own variant."""
+    algo: Annotated[str, arg(metavar="{" + ",".join(methods()) + "}")] = "sac"
+    """Baseline or, from ddpg on, agent; residual-NAME is one that corrects a sensitivity table."""
     haq: Literal["paper", "released"] = "paper"
     """With haq-ddpg: what to follow where HAQ's paper and its released code differ."""
     episodes: int = 300
@@ -110,9 +106,9 @@ class Search:
 
     def check(self) -> None:
         """Refuse an unknown method, and numbers that would only fail after the search."""
-        if self.algo not in _methods():
-            raise unknown_name("--algo", self.algo, _methods())
-        check_needs(self.algo)
+        if self.algo not in methods(transfer=True):
+            raise unknown_name("--algo", self.algo, methods())
+        check_method(self.algo)
         for name in ("episodes", "final_seeds", "shortlist", "threads", "workers"):
             if name == "episodes" and self.transfer_from is not None and self.episodes == 0:
                 continue
@@ -136,6 +132,16 @@ class Search:
         """Whether the method is a baseline and no agent."""
         return self.algo in SEARCH
 
+    @property
+    def env_id(self) -> str:
+        """Id of the environment that is searched: the method's variant of a plain one."""
+        return env_id(self.algo, self.env)
+
+    @property
+    def algorithm(self) -> str:
+        """What a run is recorded under: with `env_id` it says all that `algo` does."""
+        return algorithm_of(self.algo)
+
     def task_settings(self) -> dict[str, Any]:
         """Return the environment's arguments that were given."""
         given = {
@@ -158,7 +164,7 @@ class Search:
 
     def agent_settings(self) -> dict[str, Any]:
         """Return the agent's arguments that were given."""
-        if self.algo != "haq-ddpg":
+        if self.algorithm != "haq-ddpg":
             return {}
         from haq_env.agents.haq_switches import HaqSwitches
 
@@ -167,10 +173,11 @@ class Search:
     def record(self) -> dict[str, Any]:
         """Return what decides the outcome of the search, for comparison on resume."""
         kept = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
+        kept |= {"env": self.env_id, "algo": self.algorithm}
         kept["bits"] = None if self.bits is None else list(self.bits)
         for name in _DECIDE_NOTHING:
             del kept[name]
-        if self.algo != "haq-ddpg":
+        if self.algorithm != "haq-ddpg":
             del kept["haq"]
         return kept
 
@@ -214,7 +221,7 @@ class Search:
         task = env.task
         budget = task.budget
         console.print(
-            f"[bold]{escape(self.env)}[/bold]: {len(task.layers)} layers of "
+            f"[bold]{escape(self.env_id)}[/bold]: {len(task.layers)} layers of "
             f"{escape(task.layers.network)}, {len(task.space.steps)} decisions, {budget.metric} on "
             f"{escape(task.costs.hardware)} at most {budget.limit:.4g} {UNITS[budget.metric]} "
             f"({budget.ratio:.3f} of 8 bits), searched by {self.algo}"
@@ -230,25 +237,24 @@ class Search:
 
     def _environment(self, source: Source | None) -> QuantizationEnv:
         """Make the environment, and see that everything given fits it."""
-        from haq_env.agents.algorithms import check_fits
         from haq_env.make import make_env
 
         learned = {} if source is None else {"scales": source.scales}
-        env = make_env(self.env, **self.task_settings(), **learned)
+        env = make_env(self.env_id, **self.task_settings(), **learned)
         if not self.is_baseline:
-            check_fits(self.algo, env)
+            check_env(self.algo, env)
         if source is not None:
-            ours = self.algo == source.algorithm == "haq-ddpg"
+            ours = self.algorithm == source.algorithm == "haq-ddpg"
             if ours and source.settings.get("haq") != self.haq:
                 raise InputError(
                     f"the agent in {self.transfer_from} has learned with --haq "
                     f"{source.settings.get('haq')}: give that, not --haq {self.haq}."
                 )
-            source.check(self.algo, env, self.agent_settings())
+            source.check(self.algorithm, env, self.agent_settings())
         if not env.task.is_trained:
             raise InputError(
                 f"{self.env} has an evaluator of its own ({type(env.task.evaluator).__name__}) and "
-                "no network for a final finetuning: use haq_env.agents.run.search_with_agent."
+                "no network for a final finetuning: use haq_env.search_policy."
             )
         network = env.task.trained().subject.network
         frozen = not isinstance(network, str) and not any(
@@ -263,33 +269,27 @@ class Search:
 
     def _search(self, env: QuantizationEnv, source: Source | None, console: Console) -> History:
         from haq_env.agents.run import search_with_agent
+        from haq_env.agents.searching import search_policy
         from haq_env.agents.transfer import apply_agent
         from haq_env.search.progress import SearchProgress
-        from haq_env.search.run import search_with_baseline
 
         if source is not None and not self.episodes:
             return apply_agent(source, env, self.agent_settings(), self.out / "episodes.csv")
+        kept: dict[str, Any] = {"folder": self.out, "resume": self.resume}
         learned: dict[str, Any] = {}
         if source is not None:
             learned = {"prepare": source.warm_start, "warmup": 0}
         with SearchProgress(env.task, self.episodes, console) as progress:
             if self.is_baseline:
-                return search_with_baseline(
-                    env.task,
-                    self.algo,
-                    self.episodes + 1,
-                    self.seed,
-                    folder=self.out,
-                    resume=self.resume,
-                    progress=progress,
+                return search_policy(
+                    env.task, self.algo, self.episodes + 1, self.seed, **kept, progress=progress
                 )
             return search_with_agent(
                 env,
-                self.algo,
+                self.algorithm,
                 self.episodes,
                 self.seed,
-                folder=self.out,
-                resume=self.resume,
+                **kept,
                 progress=progress,
                 settings=self.agent_settings(),
                 **learned,

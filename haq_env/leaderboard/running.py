@@ -21,7 +21,7 @@ def find_method(name: str, track: Track, cache: Path | None = None) -> Search:
     """Return a method as it runs on a track.
 
     Args:
-        name: one of `haq_env.agents.methods` or `haq_env.agents.transfer_methods`.
+        name: one of `haq_env.agents.methods.methods`, "transfer-" names included.
         track: where it is to run.
         cache: evaluation cache for what it learns on the track's source.
 
@@ -29,21 +29,19 @@ def find_method(name: str, track: Track, cache: Path | None = None) -> Search:
         InputError: there is no such method, a package that it needs is missing, or it learns
             before, and the track has no source.
     """
-    from haq_env.agents.methods import methods, search_method
-    from haq_env.agents.transfer_methods import TRANSFER, transfer_method, transfer_methods
+    from haq_env.agents.methods import TRANSFER, methods, search_method
 
-    known = (*methods(), *transfer_methods())
+    known, source = methods(transfer=True), track.source
     if name not in known:
         raise unknown_name("method", name, known)
-    if not name.startswith(TRANSFER):
-        return search_method(name)
-    source = track.source
-    if source is None:
+    if source is not None:
+        return search_method(name, lambda: source.task(cache=cache))
+    if name.startswith(TRANSFER):
         raise InputError(
             f"{name} learns on another track first, and {track.name} has none for that: only the "
             "tracks of the suite transfer have one."
         )
-    return transfer_method(name, lambda: source.task(cache=cache))
+    return search_method(name)
 
 
 def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:

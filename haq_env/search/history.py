@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.files import writing
 from haq_env.policy import Bits, from_digits, to_digits
+from haq_env.search.charge import Charge, charge_file
 from haq_env.task import Task
 
 BATCH = 32  # policies that are measured side by side at most: who waits wants to see progress
@@ -56,19 +57,6 @@ class Trial:
         return from_digits(self.w_bits, self.a_bits)
 
 
-class Charge(NamedTuple):
-    """What a search computed before its evaluations, to be reported beside them.
-
-    Attributes:
-        seconds: wall clock.
-        evaluations: the same time in evaluations: seconds divided by those of one evaluation of
-            the uniform policy, timed right afterwards on the same machine.
-    """
-
-    seconds: float
-    evaluations: float
-
-
 class History(Sequence[Trial]):
     """All trials of one search in order; the first one is the uniform policy.
 
@@ -76,13 +64,12 @@ class History(Sequence[Trial]):
         path: CSV file that every trial is appended to at once; None keeps them in memory.
 
     Attributes:
-        charge: what a sensitivity table took that the search began with; None without one.
         interrupted: whether Ctrl-C has ended the search.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.charge: Charge | None = None
         self.interrupted = False
+        self._charge: Charge | None = None
         self._trials: list[Trial] = []
         self._path = path
 
@@ -98,8 +85,28 @@ class History(Sequence[Trial]):
         self._trials.append(trial)
 
     @property
+    def charge(self) -> Charge | None:
+        """What the search computed before, such as a sensitivity table; None for nothing.
+
+        With a log it is written down beside it, and is back when the log is loaded.
+        """
+        return self._charge
+
+    @charge.setter
+    def charge(self, charge: Charge | None) -> None:
+        self._charge = charge
+        if self._path is not None and charge is not None:
+            charge.save(charge_file(self._path))
+
+    @property
     def best(self) -> Trial:
-        """The first trial of the highest accuracy."""
+        """The first trial of the highest accuracy.
+
+        Raises:
+            InputError: there is no trial yet.
+        """
+        if not self._trials:
+            raise InputError("nothing has been measured yet, so no trial is the best one.")
         return max(self._trials, key=lambda trial: trial.accuracy)
 
     def best_so_far(self) -> list[float]:
@@ -142,7 +149,7 @@ class History(Sequence[Trial]):
             keep: forget everything after so many trials, in the file as well.
 
         Raises:
-            InputError: the file is missing, or one of the kept rows is damaged.
+            InputError: the file is missing, one of the kept rows is damaged, or the charge is.
         """
         history = cls()
         for trial in _trials(path, _text(path), keep):
@@ -158,7 +165,7 @@ class History(Sequence[Trial]):
             scratch.replace(path)
         else:
             path.unlink()
-        kept._path = path
+        kept._path, kept._charge = path, Charge.load(charge_file(path))
         return kept
 
     @classmethod
@@ -170,6 +177,7 @@ class History(Sequence[Trial]):
         """
         text = _text(path)
         history = cls()
+        history._charge = Charge.load(charge_file(path))
         for trial in _trials(path, text[: text.rfind("\n") + 1], None):
             history.add(trial)
         return history

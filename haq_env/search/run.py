@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from haq_env.errors import InputError
@@ -13,6 +13,10 @@ from haq_env.search import SEARCH
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
 
+# Beside a log, and of no use without it. The first two are an agent's: if they stayed, a resumed
+# search would take them for those of the new log.
+_OF_A_RUN = ("agent.pt", "episodes.measured.csv", "episodes.charge.json")
+
 
 def search_with_baseline(
     task: Task,
@@ -20,9 +24,9 @@ def search_with_baseline(
     evaluations: int,
     seed: int,
     *,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: Callable[[History], None] = lambda _: None,
+    progress: Callable[[History], None] | None = None,
 ) -> History:
     """Search a task, and write every evaluation down as soon as it is measured.
 
@@ -32,7 +36,7 @@ def search_with_baseline(
             when it has ended.
         evaluations: policies to measure in all, the uniform one included.
         seed: of the method.
-        folder: where ``episodes.csv`` is kept; it is made where it is missing.
+        folder: where ``episodes.csv`` is kept, made where it is missing; None keeps nothing.
         resume: go on after the evaluations that are in the folder: the method begins anew, and is
             told what it measured then. If False, a log that is there is thrown away.
         progress: called after every evaluation.
@@ -47,50 +51,67 @@ def search_with_baseline(
     search: Callable[..., History] = SEARCH[method]
     if evaluations < 1:
         raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
-    log = make_folder(folder) / "episodes.csv"
-    known: Sequence[Trial] = ()
-    if resume and log.exists():
-        history = History.read(log)
-        history.check(task)
-        known = History.load(log, keep=len(history))[:]  # a row that was cut off goes
-    if len(known) > evaluations:
-        raise InputError(f"{log} has {len(known)} evaluations already, more than {evaluations}.")
+    log = None if folder is None else make_folder(folder) / "episodes.csv"
+    resume = resume and log is not None and log.exists()
+    known = History()
+    if resume and log is not None:
+        check_length(log, evaluations)
+        known = History.read(log)
+        known.check(task)
+        History.load(log, keep=len(known))  # a row that was cut off goes
     for trial in known:
         task.remember(trial.bits, trial.accuracy)
-    found = RecordedHistory(log, progress, known, anew=not (resume and log.exists()))
+    found = RecordedHistory(log, progress or (lambda _: None), known, anew=not resume)
     try:
         watched = "history" in inspect.signature(search).parameters
         returned = search(task, evaluations, seed, **({"history": found} if watched else {}))
         if returned is not found:
             for trial in returned[len(found) :]:
                 found.add(trial)
-            found.charge = returned.charge
+            if found.charge is None:
+                found.charge = returned.charge
     except KeyboardInterrupt:
         found.interrupted = True  # asked for: what has been found is returned
     return found
+
+
+def check_length(log: Path, evaluations: int) -> None:
+    """Refuse to go on with a search for fewer evaluations than it has made.
+
+    Args:
+        log: the CSV file of its trials; one that is missing has none.
+        evaluations: how many it may make in all.
+
+    Raises:
+        InputError: it has more, or the file is damaged.
+    """
+    made = len(History.read(log)) if log.exists() else 0
+    if made > evaluations:
+        raise InputError(f"{log} has {made} evaluations already, more than {evaluations}.")
 
 
 class RecordedHistory(History):
     """A history that is written down and watched, and that can follow an earlier one.
 
     Args:
-        path: CSV file that every new trial is appended to.
+        path: CSV file that every new trial is appended to; None keeps them in memory.
         progress: called after every trial.
         known: trials of an interrupted run of the same search, which are in the file. The search
             repeats them, from remembered answers; what comes after them is new.
-        anew: a file that is there is thrown away, once there is a first trial to write.
+        anew: a run that is there is thrown away, once there is a first trial to write.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         progress: Callable[[History], None],
-        known: Sequence[Trial] = (),
+        known: History,
         *,
         anew: bool = False,
     ) -> None:
         super().__init__(path)
         self._progress, self._known, self._anew = progress, known, anew
+        self._charge = known.charge  # paid when the search began
 
     def add(self, trial: Trial) -> None:
         """Append one trial.
@@ -108,7 +129,8 @@ class RecordedHistory(History):
             self._trials.append(known)
         else:
             if self._anew and self._path is not None:
-                self._path.unlink(missing_ok=True)
+                for path in (self._path, *map(self._path.with_name, _OF_A_RUN)):
+                    path.unlink(missing_ok=True)
                 self._anew = False
             super().add(trial)
         self._progress(self)

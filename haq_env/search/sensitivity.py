@@ -22,7 +22,8 @@ from haq_env.policy import WEIGHT, Bits
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.network import QuantizedNetwork
 from haq_env.registry import Registry
-from haq_env.search.history import Charge, History, begin
+from haq_env.search.charge import Charge
+from haq_env.search.history import History, begin
 from haq_env.search.table import Sensitivity, search_with_table
 from haq_env.task import Task
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from haq_env.cost import Grid
 from haq_env.policy import ACTIVATION, MAX_BITS, WEIGHT, Bits, as_bits
-from haq_env.search.history import Charge, History, measure_all
+from haq_env.search.charge import Charge
+from haq_env.search.history import History, measure_all
 from haq_env.task import Task
 
 LAW = "law"
@@ -81,7 +82,8 @@ def search_with_table(
         choose: (task, table [L, 8, 8]) to a policy [L, 2] inside the budget.
         history: with the uniform policy, the first.
     """
-    history.charge = found.charge
+    if history.charge is None:  # else the search goes on, and has paid for its table already
+        history.charge = found.charge
     rng = np.random.default_rng(seed)
     tried, spread = {task.uniform().tobytes()}, SPREAD
     bits = task.project(choose(task, found.pairs()))
