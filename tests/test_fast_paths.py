@@ -61,7 +61,7 @@ def images_of(name: str) -> Dataset:
     with torch.no_grad():
         labels = torch.cat([trained(name)(part).argmax(dim=1) for part in normal.split(256)])
     labels = labels.numpy()
-    parts = [Split(patches[part], labels[part]) for part in (slice(256), slice(256, None))]
+    parts = [Split(patches[part], labels[part]) for part in (slice(256), slice(256, 900))]
     return Dataset("photographs", 10, mean, std, *parts, parts[1])
 
 
@@ -179,19 +179,33 @@ def test_shared_work_changes_no_answer(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
-def test_integers_give_the_predictions_of_floats(name):
-    """On images that a network knows 99.9 %; on others predictions nearly tie."""
-    task = task_of(name, reuse=0)
+def test_integers_give_the_predictions_of_exact_arithmetic(name):
+    """In 99.9 %; and they differ from float32 no more often than float32 from float64 does.
+
+    On images that a network does not know predictions nearly tie: 99.5 % then.
+    """
     try:
         exact_weights()
     except Unsupported as reason:
         pytest.skip(f"no integer kernels here: {reason}")
-    bench, val, agree = task.evaluator.bench, task.evaluator.bench.images["val"], []
+    task = task_of(name, reuse=0)
+    bench, found = task.evaluator.bench, []
+    images = bench.images["val"].batch(slice(0, 450))
     program = IntegerProgram.of(bench.network)
     for bits in some(task, 6)[1:]:
         task.evaluator.measurer.measure(bits)
-        agree.append(answers(bench.network, val) == answers(program.convert(), val))
-    assert torch.cat(agree).float().mean() >= (0.999 if KNOWN or name in DIGITS else 0.995)
+        exact = copy.deepcopy(bench.network).double()
+        with torch.no_grad():
+            sides = program.convert()(images), bench.network(images), exact(images.double())
+        found.append(torch.stack([each.argmax(dim=1) for each in sides]))
+    integers, floats, exact = torch.cat(found, dim=1)
+    share = 0.999 if KNOWN or name in DIGITS else 0.995
+    assert share_of_equal(integers, exact) >= share
+    assert share_of_equal(integers, floats) >= share_of_equal(floats, exact) - (1 - share)
+
+
+def share_of_equal(left: torch.Tensor, right: torch.Tensor) -> float:
+    return float((left == right).double().mean())
 
 
 @pytest.mark.parametrize("name", BUNDLED)
