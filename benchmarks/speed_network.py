@@ -141,9 +141,9 @@ def inference(quick: bool, _: int) -> list[Row]:
 def step(quick: bool, _: int) -> list[Row]:
     """Finetuning: forward, backward, SGD, with the package's own loop and its gathering of data.
 
-    Plain steps of ResNet-20 take 1.2 to 1.3 of the float step, those of MobileNets 1.5 to 2.5: its
-    convolutions are dense, so that quantizers are a smaller part. 1.6 times as fast as plain is
-    then 0.77 of the float step, and ours takes 0.80 to 0.91.
+    Plain steps of ResNet-20 take 1.2 to 1.5 of the float step, those of MobileNets 1.5 to 2.5: its
+    convolutions are dense, so that quantizers are a smaller part, and 1.6 times as fast as plain is
+    near the limit there: met with AVX-512 (1.71), missed with AVX2 (1.4).
     """
     rows = []
     count = 2

@@ -150,7 +150,8 @@ def search(quick: bool, episodes: int) -> list[Row]:
     answers = [full.evaluate(trial.bits).accuracy for trial in history]
     best = history.best
     lost = max(answers) - full.evaluate(best.bits).accuracy
-    noise = 100 * (0.5 / len(data.val) ** 0.5)
+    share = max(answers) / 100
+    noise = 100 * (share * (1 - share) / len(data.val)) ** 0.5  # one standard error of the images
     return [
         Row(
             f"{episodes} episodes, cache and early rejection, {hits} remembered: plain / ours",

@@ -20,6 +20,7 @@ from haq_env.evaluation.batch import WorkerError
 from haq_env.evaluation.chain import Chain, NotAChain
 from haq_env.evaluation.stopping import EarlyStopping, Score, upper_bound
 from haq_env.evaluation.trained import TrainedEvaluator
+from haq_env.leaderboard.protocol import TRACKS
 from haq_env.make import make_task
 from haq_env.search import SEARCH
 from haq_env.search.history import History, measure_all
@@ -404,6 +405,13 @@ def test_early_stopping_is_written_down_where_it_was_used():
     for wrong in (0.0, 0.7, -1.0):
         with pytest.raises(InputError, match="delta must be in"):
             EarlyStopping(wrong)
+
+
+def test_no_track_of_the_leaderboard_gives_candidates_up():
+    for track in TRACKS.values():
+        assert "early_stopping" not in track.settings
+    for task in (TRACKS["digits-bismo-edge-w3a2"].task(), make_task()):
+        assert task.evaluator.stopping is None
 
 
 # -- what an episode costs besides -------------------------------------------------------------
