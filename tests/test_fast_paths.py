@@ -24,7 +24,7 @@ from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.products import Unsupported
 from haq_env.task import Task
 
-BUNDLED = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v1_050", "resnet20")
+BUNDLED = ("mobilenet_v1", "mobilenet_v2", "mobilenet_v1_050", "mobilenet_v2_050", "resnet20")
 DIGITS = BUNDLED[:2]
 SHARED = os.environ.get("HAQ_ENV_SHARED", Path(__file__).resolve().parents[2] / "shared")
 FOLDER = Path(SHARED) / "data" / "cifar10"
