@@ -19,6 +19,7 @@ from haq_env.agents.checkpoint import load_agent, save_agent
 from haq_env.agents.haq_ddpg import FLAG, HaqDDPG, HaqView, truncated_normal
 from haq_env.agents.haq_replay import PREVIOUS, HaqReplayBuffer
 from haq_env.agents.haq_switches import HaqSwitches
+from haq_env.agents.methods import methods
 from haq_env.agents.run import search_with_agent
 from haq_env.commands.search import Search
 from haq_env.env import QuantizationEnv, action_to_bits
@@ -593,7 +594,8 @@ def test_every_switch_is_documented_and_the_released_code_differs_where_it_says(
 
 def test_the_command_knows_and_lists_every_method_one_of_ones_own_too(monkeypatch, capsys):
     monkeypatch.setitem(SEARCH._entries, "mine", "haq_env.search.simple:random")
-    for name in (*NAMES, *SEARCH):
+    assert {*NAMES, *SEARCH} < set(methods())
+    for name in methods():
         Search(algo=name).check()
     assert Search(algo="mine").is_baseline
     with pytest.raises(InputError, match=r"unknown --algo 'evolutoin'\. Did you mean 'evolution'"):
@@ -601,7 +603,7 @@ def test_the_command_knows_and_lists_every_method_one_of_ones_own_too(monkeypatc
     with pytest.raises(SystemExit):
         tyro.cli(Search, args=["--help"])
     listed = "".join(capsys.readouterr().out.replace("│", "").split())
-    assert f"{{{','.join((*NAMES, *SEARCH))}}}" in listed
+    assert f"{{{','.join(methods())}}}" in listed
 
 
 def test_the_command_writes_down_which_haq_it_follows():

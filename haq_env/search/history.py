@@ -75,14 +75,15 @@ class History(Sequence[Trial]):
 
     def add(self, trial: Trial) -> None:
         """Append one trial, and write it to the file before returning."""
+        # first, so that Ctrl-C never leaves a row in the file that the history does not know
+        self._trials.append(trial)
         if self._path is not None:
             fresh = not self._path.exists()
             with writing(self._path), self._path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 if fresh:
                     writer.writerow(["evaluation", *asdict(trial)])
-                writer.writerow([len(self._trials), *asdict(trial).values()])
-        self._trials.append(trial)
+                writer.writerow([len(self._trials) - 1, *asdict(trial).values()])
 
     @property
     def charge(self) -> Charge | None:
