@@ -157,9 +157,11 @@ def test_statistics_of_batch_norm_are_those_of_the_plain_way(name):
     bits = task.space.uniform(8, 8)  # at few bits each rounding is a step that later ones enlarge
     task.evaluator.measurer.measure(bits)
     own = dict(task.evaluator.bench.network.module.named_buffers())
-    for path, buffer in plain_network(task, bits).named_buffers():
-        if "num_batches" not in path:
-            assert (buffer - own[path]).norm() <= 1e-2 * buffer.norm(), path
+    plain = dict(plain_network(task, bits).named_buffers())
+    for path, buffer in plain.items():
+        if "num_batches" not in path:  # means may be next to nothing, so by the deviation
+            size = plain[path.replace("mean", "var")].sqrt() if "mean" in path else buffer
+            assert (buffer - own[path]).norm() <= 1e-2 * size.norm(), path
 
 
 @pytest.mark.slow
