@@ -189,10 +189,11 @@ def main(argv: list[str] | None = None) -> None:
     """
     keep_freed_memory()
     command = parse(argv)
+    handlers = {}
     for name in ("SIGTERM", "SIGHUP"):  # the latter when a terminal is closed, not on Windows
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
+            handlers[number] = signal.signal(number, _interrupt)
     try:
         code = command.run(Console(width=None if sys.stdout.isatty() else 110))
     except InputError as error:
@@ -201,6 +202,9 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
+    finally:  # a test calls this in its own process
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     raise SystemExit(min(code, 255))
 
 

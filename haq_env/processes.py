@@ -27,7 +27,7 @@ def abandon(pool: ProcessPoolExecutor) -> None:
     workers = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
-        worker.terminate()
+        worker.kill()  # a fork may have inherited a handler that would outlive a SIGTERM
 
 
 def end_with_parent() -> None:

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -629,14 +631,26 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     task.policy(task.uniform()).save(tmp_path / "policy.json")
 
 
-def test_only_the_workers_of_an_abandoned_pool_are_ended():
+def begin_and_sleep(begun):
+    begun.touch()
+    time.sleep(60)
+
+
+def test_only_the_workers_of_an_abandoned_pool_are_ended(request, tmp_path):
+    def survive(*_: object) -> None:  # what a program makes of SIGTERM, and its forks inherit
+        pass
+
+    request.addfinalizer(partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM)))
     context = multiprocessing.get_context("fork")
     other = context.Process(target=time.sleep, args=(60,))
     other.start()
     try:
+        signal.signal(signal.SIGTERM, survive)
         pool = ProcessPoolExecutor(1, context)
-        waiting = pool.submit(time.sleep, 60)
+        waiting = pool.submit(begin_and_sleep, tmp_path / "begun")
         (worker,) = pool._processes.values()
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
         abandon(pool)
         worker.join(20)
         assert worker.exitcode is not None

@@ -73,5 +73,5 @@ class _Worker:
             pid = self._pid.result(PATIENCE)
             for child in multiprocessing.active_children():  # not a number that is another's now
                 if child.pid == pid:
-                    child.terminate()
+                    child.kill()
         self.executor.shutdown(wait=True, cancel_futures=True)
