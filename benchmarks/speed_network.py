@@ -58,8 +58,10 @@ def evaluation(quick: bool, _: int) -> list[Row]:
     tested on trained ones (tests/test_integer.py) and not asked for here.
     Without VNNI integer convolutions take 0.26 to 0.51 of the float time (section inference) and
     not 0.12 to 0.37: there the targets are missed, by a quarter at most. With VNNI MobileNet-V1
-    0.25 is on the border, 7.8 to 10 in three measurements: its maps are so small that converting a
-    policy and re-estimating batch norm, in float, are most of what is left.
+    0.25 is on the border, 7.6 to 10 in five measurements: its maps are so small that converting a
+    policy and re-estimating batch norm, in float, are a quarter of what is left, and the rest are
+    integer convolutions. Keeping the codes of the images for all policies was tried: 2 %; batches
+    of 256 in place of 128: a tenth less there, and 2 to 7 % more on the larger networks.
     """
     with patch.object(inference_choice, "AGREEMENT", 0.0):
         return _evaluations((V1_QUARTER._replace(bn=32, val=640),) if quick else NETS, quick)

@@ -360,6 +360,19 @@ def test_auto_takes_one_of_the_two_paths_and_says_so():
     assert inference.name == "int8" or "faster" in inference.note
 
 
+@needs_kernels
+def test_auto_counts_the_conversion_of_every_policy(monkeypatch):
+    convert = IntegerProgram.convert
+
+    def slow(program):
+        time.sleep(0.5)  # several times what either path takes for these images
+        return convert(program)
+
+    monkeypatch.setattr(IntegerProgram, "convert", slow)
+    inference = make_task(inference="auto").evaluator.bench.inference
+    assert inference.name == "float" and "faster" in inference.note
+
+
 def test_kmeans_weights_are_measured_in_float_with_a_note():
     bits = uniform(28, 4, 8)
     settings = {"quantizer": "kmeans", "evaluator": Recipe(steps=0, bn_images=64)}

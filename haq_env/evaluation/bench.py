@@ -104,7 +104,9 @@ class Bench:
             clip=subject.clip,
             calibration_images=sample,
         )
-        self.inference = InferenceChoice(self.network, subject.inference, sample[:128])
+        self.inference = InferenceChoice(
+            self.network, subject.inference, sample[:128], len(self.images["val"])
+        )
         if subject.inference == "int8" and self.inference.name == "float":
             warnings.warn(
                 f"int8 was asked for: {self.inference.note}", RuntimeWarning, stacklevel=2

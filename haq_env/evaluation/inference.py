@@ -24,15 +24,17 @@ ROUNDS = 3  # of the trial
 class InferenceChoice:
     """The choice between the float and the integer path, made once for a network.
 
-    ``"auto"`` takes the path that is faster on the trial batch, ``"int8"`` the integer path
-    wherever it exists. Integer sums are exact and float sums are not, so the two can disagree on
-    single images: answers of different paths are not to be mixed.
+    ``"auto"`` takes the path that measures a policy faster, the conversion to integers included,
+    as the trial batch tells; ``"int8"`` takes the integer path wherever it exists. Integer sums are
+    exact and float sums are not, so the two can disagree on single images: answers of different
+    paths are not to be mixed.
 
     Args:
         network: the network that `serving` converts; its pretrained weights are restored and its
             bits are left changed if integers are tried.
         inference: ``"auto"``, ``"float"`` or ``"int8"``.
         batch: normalised images [N, C, H, W] for the trial, as many as a batch of measuring.
+        images: how many images a policy is measured on.
 
     Attributes:
         name: the path that was chosen, ``"float"`` or ``"int8"``.
@@ -42,7 +44,9 @@ class InferenceChoice:
         InputError: an unknown path.
     """
 
-    def __init__(self, network: QuantizedNetwork, inference: str, batch: Tensor) -> None:
+    def __init__(
+        self, network: QuantizedNetwork, inference: str, batch: Tensor, images: int
+    ) -> None:
         if inference not in INFERENCES:
             raise unknown_name("inference", inference, INFERENCES)
         self.name: Literal["float", "int8"] = "float"
@@ -53,7 +57,7 @@ class InferenceChoice:
             return
         try:
             program = IntegerProgram.of(network)
-            seconds = _try(network, program, batch)
+            seconds = _try(network, program, batch, images / len(batch))
         except Unsupported as reason:
             self.note = f"float inference: {reason}"
             return
@@ -78,8 +82,16 @@ class InferenceChoice:
             return self._network, f"float inference: {reason}"
 
 
-def _try(network: QuantizedNetwork, program: IntegerProgram, batch: Tensor) -> dict[str, float]:
-    """Return the seconds of both paths for a batch, at 8 bits.
+def _try(
+    network: QuantizedNetwork, program: IntegerProgram, batch: Tensor, batches: float
+) -> dict[str, float]:
+    """Return the seconds that both paths take for a policy, at 8 bits.
+
+    Args:
+        network: see `InferenceChoice`.
+        program: the network's.
+        batch: of images.
+        batches: how many of them measure a policy, not negative.
 
     Raises:
         Unsupported: the integer path fails, or computes something else.
@@ -102,7 +114,9 @@ def _try(network: QuantizedNetwork, program: IntegerProgram, batch: Tensor) -> d
         agreement = float((expected.argmax(dim=1) == found.argmax(dim=1)).float().mean())
         if agreement < AGREEMENT:
             raise Unsupported(f"integer kernels agree in only {agreement:.1%} of the predictions")
+        # every policy is converted anew, which a small network on few images does not regain
         return {
-            "float": shortest_time(lambda: network(batch), ROUNDS),
-            "int8": shortest_time(lambda: integers(batch), ROUNDS),
+            "float": batches * shortest_time(lambda: network(batch), ROUNDS),
+            "int8": batches * shortest_time(lambda: integers(batch), ROUNDS)
+            + shortest_time(program.convert, ROUNDS),
         }
