@@ -31,6 +31,7 @@ from speed_measuring import (
     policies,
     quantized,
 )
+from speed_roofline import Roof
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -319,15 +320,17 @@ def growth(quick: bool, _: int) -> list[Row]:
 def cuda(quick: bool, _: int) -> list[Row]:
     """On a GPU: evaluations/s without finetuning, and CUDA graphs against one by one with it.
 
-    Without finetuning 512 images are re-estimated and 10,000 measured. With it (28 steps of 32,
+    Without finetuning 512 images are re-estimated and 10,000 measured; the share of the roofline
+    is what float32 layers would take at the peaks of this device, as measured (speed_roofline.py),
+    in the time that it takes. With it (28 steps of 32,
     512 re-estimated, 450 measured) a batch of 32 policies is evaluated with `graphs="auto"`, which
     may also choose one by one, against `graphs="off"`; wall time, in turn.
     """
     nets = (RESNET20, Net("mobilenet_v2", 0.5, 32, 128, "MobileNet-V2 0.5, 32 px"))
     if not torch.cuda.is_available():
-        figures = "evaluations/s, and CUDA graphs / one by one"
+        figures = "evaluations/s, share of the roofline, CUDA graphs / one by one"
         return [Row(f"{net.label}: {figures}", "", "not run: no CUDA device") for net in nets]
-    rows = []
+    rows, roof = [], Roof.of(torch.device("cuda"))
     for net in nets:
         module, layers, data = net.module(), net.layers(), net.data(512, 10_000)
         own = TrainedEvaluator(Subject(module, data, layers, device="cuda"), RECIPES["ptq_bn"])
@@ -337,9 +340,9 @@ def cuda(quick: bool, _: int) -> list[Row]:
         for _turn in range(count):
             own.evaluate(next(drawn))
         rate = count / (time.perf_counter() - start)
-        rows.append(
-            Row(f"{net.label}: evaluations/s", "", f"{rate:.3g}, {torch.cuda.get_device_name()}")
-        )
+        share = rate * roof.seconds(layers, 512 + 10_000)
+        name = f"{torch.cuda.get_device_name()}, {share:.0%} of its roofline"
+        rows.append(Row(f"{net.label}: evaluations/s", "", f"{rate:.3g}, {name}"))
         rows.append(graphs(net, 4 if quick else 32, 1 if quick else 3))
     return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import timeit
 from math import isqrt
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import plain_haq
 import pytest
 import torch
+from speed_roofline import Roof
 
 from haq_env.data import load_dataset
 from haq_env.evaluation import Recipe
@@ -97,3 +99,29 @@ def test_every_section_runs_quickly(tmp_path):
     )
     for name in sections.split():
         assert f" {name} " in done.stdout, name
+
+
+def test_the_roofline_is_the_sum_of_each_layers_longer_side(subject):
+    _, layers, _ = subject
+    fast = Roof(flops=1e30, bandwidth=8.0)
+    numbers = sum(3 * (one.input_features + one.out_channels * one.pixels) for one in layers)
+    weights = sum(one.weights for one in layers)
+    assert fast.seconds(layers, 3) == pytest.approx(4 * (numbers + weights) / 8)
+    assert Roof(2.0, 1e30).seconds(layers, 3) == pytest.approx(3 * layers.macs)
+    both = Roof(1e6, 1e6).seconds(layers, 3)
+    assert both > Roof(1e6, 1e30).seconds(layers, 3)
+    assert both > Roof(1e30, 1e6).seconds(layers, 3)
+
+
+def test_no_network_is_faster_than_the_roofline_of_this_machine(subject):
+    module, layers, _ = subject
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        roof = Roof.of(torch.device("cpu"), rows=1024, numbers=1 << 24)
+        images = torch.randn(64, 3, 32, 32)
+        with torch.no_grad():
+            took = min(timeit.repeat(lambda: module(images), number=1, repeat=3))
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < roof.seconds(layers, len(images)) < took
