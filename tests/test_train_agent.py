@@ -683,6 +683,15 @@ def test_a_result_is_shown_and_kept_where_a_plot_cannot_be_drawn(tmp_path, monke
     assert (out / "policy.json").exists()
 
 
+@pytest.mark.slow
+def test_a_search_can_have_another_quantizer_and_says_which(tmp_path):
+    argv = ["--algo", "ilp-law", "--episodes", "1", "--quantizer", "kmeans", "--metric", "size"]
+    finish(start(tmp_path, *argv, "--budget", "0.5"))
+    policy = Policy.load(tmp_path / "policy.json")
+    assert policy.record["quantizer"] == "kmeans"
+    assert json.loads((tmp_path / "settings.json").read_text())["quantizer"] == "kmeans"
+
+
 def test_a_run_is_not_resumed_for_fewer_episodes_than_it_has(tmp_path):
     env = make_env("HAQ-BISMO-Edge-v0", evaluator="ptq_bn")
     search_with_agent(env, "ppo", 3, 0, folder=tmp_path)

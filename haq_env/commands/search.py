@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import arg
 
-from haq_env.agents.methods import algorithm_of, check_env, check_method, env_id, methods
+from haq_env.agents.methods import algorithm_of, check_method, env_id, methods
 from haq_env.cost import UNITS
 from haq_env.errors import InputError, OccupiedError, unknown_name
 from haq_env.options import OptionalPath
+from haq_env.quantization import QUANTIZERS
 from haq_env.search import SEARCH
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Search:
     """Share of the 8-bit network's cost (0.6) or a uniform policy (w4a4)."""
     bits: Annotated[tuple[int, int] | None, arg(metavar="LOW HIGH")] = None
     """Smallest and largest width, within 1 to 8; the environment's own when not given."""
+    quantizer: Annotated[str | None, arg(metavar="{" + ",".join(QUANTIZERS) + "}")] = None
+    """How weights and activations lose their bits; the environment's own when not given."""
     evaluator: Annotated[Literal["finetune", "ptq_bn"] | None, arg(metavar="{finetune,ptq_bn}")] = (
         None
     )
@@ -153,6 +156,7 @@ class Search:
                 "hardware",
                 "metric",
                 "bits",
+                "quantizer",
                 "evaluator",
                 "inference",
                 "cache",
@@ -207,13 +211,14 @@ class Search:
 
         from haq_env.agents.transfer import Source
         from haq_env.commands.conclusion import conclude
+        from haq_env.commands.environment import environment_of
         from haq_env.evaluation.fingerprint import digest
         from haq_env.run_folder import made_of, open_folder
 
         self.check()
         torch.set_num_threads(self.threads)
         source = None if self.transfer_from is None else Source.open(self.transfer_from)
-        env = self._environment(source)
+        env = environment_of(self, source)
         settings = {**self.record(), **made_of(env.task, self.checkpoint)}
         if source is not None:  # a resumed run goes on from the same agent
             settings["transferred"] = digest([("agent", source.state.read_bytes())])
@@ -234,38 +239,6 @@ class Search:
             more = "; --resume goes on from here" if history.interrupted else ""
             console.print(f"{why} after {len(history) - 1} episodes{more}.")
         conclude(self, task, history, console)
-
-    def _environment(self, source: Source | None) -> QuantizationEnv:
-        """Make the environment, and see that everything given fits it."""
-        from haq_env.make import make_env
-
-        learned = {} if source is None else {"scales": source.scales}
-        env = make_env(self.env_id, **self.task_settings(), **learned)
-        if not self.is_baseline:
-            check_env(self.algo, env)
-        if source is not None:
-            ours = self.algorithm == source.algorithm == "haq-ddpg"
-            if ours and source.settings.get("haq") != self.haq:
-                raise InputError(
-                    f"the agent in {self.transfer_from} has learned with --haq "
-                    f"{source.settings.get('haq')}: give that, not --haq {self.haq}."
-                )
-            source.check(self.algorithm, env, self.agent_settings())
-        if not env.task.is_trained:
-            raise InputError(
-                f"{self.env} has an evaluator of its own ({type(env.task.evaluator).__name__}) and "
-                "no network for a final finetuning: use haq_env.search_policy."
-            )
-        network = env.task.trained().subject.network
-        frozen = not isinstance(network, str) and not any(
-            parameter.requires_grad for parameter in network.parameters()
-        )
-        if frozen and self.final_steps:
-            raise InputError(
-                "the network has no parameter that requires a gradient, so nothing can be "
-                "finetuned in the end: unfreeze it, or give --final-steps 0."
-            )
-        return env
 
     def _search(self, env: QuantizationEnv, source: Source | None, console: Console) -> History:
         from haq_env.agents.run import search_with_agent
