@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 class Settings:
     """Compare what two machines measured."""
 
-    verified: tyro.conf.Positional[Path] = HERE / "submissions" / "baselines" / "verified.json"
+    verified: tyro.conf.Positional[Path] = HERE / "results" / "leaderboard" / "avx2.json"
     """Verified numbers of one machine."""
     other: tyro.conf.Positional[Path] = HERE / "results" / "leaderboard" / "avx512.json"
     """Those of another one."""

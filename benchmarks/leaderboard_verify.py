@@ -80,7 +80,7 @@ class Verify:
         _say(console, f"{folder}: {count:,} different policies to execute")
         verdicts, found = _execute(submission, choice, published, console)
         failures = _tell(verdicts, published, folder, console)
-        _tell_leniency(submission, verdicts, is_lenient(submission, choice, published), console)
+        _tell_leniency(submission, verdicts, is_lenient(choice, published), console)
         if not self._read_only:
             write_verified(found, folder / FILE)
             _say(console, f"Written: {folder / FILE}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.arithmetic import ELSEWHERE, arithmetic, tolerance
+from haq_env.leaderboard.arithmetic import arithmetic, tolerance
 from haq_env.leaderboard.claims import wrong_at_once
 from haq_env.leaderboard.judge import Question, measure_all
 from haq_env.leaderboard.protocol import Cell, Outcome, Step, find_track
@@ -82,14 +82,15 @@ def policies_of(claims: Iterable[Claim]) -> list[Key]:
     return sorted({_key(c.outcome.cell, step) for c in claims for step in c.outcome.steps})
 
 
-def is_lenient(submission: Submission, choice: Choice, published: Verified | None = None) -> bool:
+def is_lenient(choice: Choice, published: Verified | None = None) -> bool:
     """Say whether claims from another arithmetic than this machine's may be off by `OTHER`.
 
-    They may where that was asked for, in this package's submissions `ELSEWHERE`, and where what is
-    published is from another arithmetic, so that this machine cannot tell whether they were right.
+    They may where that was asked for, and where what is published is from another arithmetic, so
+    that this machine cannot tell whether they were right. By default they may not: which arithmetic
+    a claim is from is only said, and 12 points are worth saying it.
     """
     elsewhere = published is not None and published.arithmetic != arithmetic()
-    return choice.other_arithmetic or submission.name in ELSEWHERE or elsewhere
+    return choice.other_arithmetic or elsewhere
 
 
 def verify(
@@ -127,7 +128,7 @@ def verify(
     fine = [claim for claim in claims if not problems[claim.outcome.cell]]
     held_out = _ask(policies_of(fine), False, choice, progress)
     policies = {key: _scored(key, accuracy, tasks[key[0]]) for key, (accuracy,) in held_out.items()}
-    lenient = is_lenient(submission, choice, published)
+    lenient = is_lenient(choice, published)
     for claim in fine:
         problems[claim.outcome.cell] += _executed(claim, policies, lenient)
     passed = [claim.outcome for claim in fine if not problems[claim.outcome.cell]]
