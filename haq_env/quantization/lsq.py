@@ -68,8 +68,13 @@ def quantize(values: Tensor, step: Tensor, codes: Codes, scale: float) -> Tensor
     """
     if torch.is_grad_enabled() and (values.requires_grad or step.requires_grad):
         return cast(Tensor, _LearnedStep.apply(values, step, codes, scale))
-    size = _size(step)
+    size = step_size(step)
     return (values / size).clamp_(*codes).round_().mul_(size)
+
+
+def step_size(step: Tensor) -> Tensor:
+    """Return what a step counts as, positive, see `quantize`."""
+    return step.abs().clamp_min_(torch.finfo(step.dtype).tiny)
 
 
 def gradient_scale(numbers: int, codes: Codes) -> float:
@@ -124,16 +129,24 @@ class LSQQuantizer(nn.Module):
     def weight(self, weight: Tensor, bits: int) -> Tensor:
         """Return the quantized weights; see `quantize`."""
         codes = Codes.of(bits, signed=True)
-        step = self.weight_step[bits - self.weight_bits.start]
-        return quantize(weight, step, codes, gradient_scale(weight.numel(), codes))
+        scale = gradient_scale(weight.numel(), codes)
+        return quantize(weight, self.step_of_weights(bits), codes, scale)
 
     def activation(self, inputs: Tensor, bits: int) -> Tensor:
         """Return the quantized inputs [N, ...]; see `quantize`."""
         codes = Codes.of(bits, self.signed)
-        step = self.activation_step[bits - self.activation_bits.start]
         # of one image: the loss is a mean over them, and a step's gradient so for every batch size
         features = max(1, inputs.numel() // max(1, len(inputs)))
-        return quantize(inputs, step, codes, gradient_scale(features, codes))
+        scale = gradient_scale(features, codes)
+        return quantize(inputs, self.step_of_inputs(bits), codes, scale)
+
+    def step_of_weights(self, bits: int) -> Tensor:
+        """Return the parameter that is the step of a width, []."""
+        return self.weight_step[bits - self.weight_bits.start]
+
+    def step_of_inputs(self, bits: int) -> Tensor:
+        """Return the parameter that is the step of a width, []."""
+        return self.activation_step[bits - self.activation_bits.start]
 
     def clips_like_relu(self, ceiling: float) -> bool:
         """Tell whether it is a plain ReLU and codes are unsigned: a learned clip has no bound."""
@@ -162,18 +175,13 @@ def _calibrated(
     return torch.stack(steps), mse
 
 
-def _size(step: Tensor) -> Tensor:
-    """Return what a step counts as, positive."""
-    return step.abs().clamp_min_(torch.finfo(step.dtype).tiny)
-
-
 class _LearnedStep(torch.autograd.Function):
     """The quantizer's backward pass: equation 3 for the step, equation 5 for the values."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, step: Tensor, codes: Codes, scale: float) -> Tensor:
         # only what is kept anyway is saved, and divided once more on the way back
-        size = _size(step)
+        size = step_size(step)
         ctx.save_for_backward(values, step, size)
         ctx.codes, ctx.scale = codes, scale
         return (values / size).clamp_(*codes).round_().mul_(size)
