@@ -109,8 +109,8 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `metric` | str | by id | `"latency"`, `"energy"`, `"size"`, ... |
     | `budget` | float, str | by id | share in (0, 1] of the 8-bit cost, or `"w4a4"` |
     | `bits` | (int, int) | by id | smallest and largest width, within 1 to 8 |
-    | `quantizer` | str | by id | `"linear"`, or `"kmeans"` (weights only) |
-    | `clip` | str | `"mse"` | clipping of the linear quantizer; or `"haq-kl"` (HAQ), `"max"` |
+    | `quantizer` | str | by id | `"linear"`, `"kmeans"` (weights only) or `"lsq"` (learned steps) |
+    | `clip` | str | `"mse"` | clips, or where steps start; or `"haq-kl"` (HAQ), `"max"`, `"lsq"` |
     | `evaluator` | str, Recipe, Evaluator | `"finetune"` | or `"ptq_bn"`: no finetuning |
     | `seed` | int | 0 | of the finetuning inside every evaluation |
     | `fill_up` | bool | True | spend the slack that the projection leaves |

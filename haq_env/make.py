@@ -70,9 +70,9 @@ def make_task(
             first choice when None.
         budget: share in (0, 1] of the 8-bit network's cost, or ``"w4a4"`` for that policy's cost.
         bits: smallest and largest width that may be chosen, within 1 to 8.
-        quantizer: ``"linear"``, or ``"kmeans"`` for weights only.
-        clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, or ``"max"``, the largest magnitude
-            (of a sample, for inputs).
+        quantizer: ``"linear"``, ``"kmeans"`` for weights only, or ``"lsq"`` for learned steps.
+        clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, ``"max"``, the largest magnitude (of a
+            sample, for inputs), or ``"lsq"``; learned steps start there.
         evaluator: a tier (``"finetune"``, ``"ptq_bn"``), a `Recipe` or any `Evaluator`.
         seed: of the finetuning inside every evaluation; only recorded with an evaluator of your
             own, which takes none of the arguments after ``layers``.

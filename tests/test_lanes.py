@@ -89,6 +89,11 @@ def weights(net):
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
+def everything(net):
+    """What quantizers learn, too."""
+    return {**weights(net.module), **weights(net.learned)}
+
+
 def same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
@@ -271,31 +276,35 @@ def lanes_of(task, recorder):
 
 
 @pytest.mark.parametrize(
-    ("bundled", "recorder", "tier"),
+    ("bundled", "recorder", "tier", "quantizer"),
     [
-        (True, Tape, BRIEF),
-        (True, Tape, "ptq_bn"),
-        (False, Tape, Recipe(steps=3, momentum=0.0)),
-        (False, Again, BRIEF),
-        (False, Again, "ptq_bn"),
+        (True, Tape, BRIEF, "linear"),
+        (True, Tape, "ptq_bn", "linear"),
+        (True, Tape, BRIEF, "lsq"),
+        (False, Tape, Recipe(steps=3, momentum=0.0), "linear"),
+        (False, Again, BRIEF, "linear"),
+        (False, Again, "ptq_bn", "linear"),
+        (False, Again, BRIEF, "lsq"),
     ],
 )
-def test_side_by_side_gives_the_answers_and_weights_of_one_by_one(bundled, recorder, tier):
-    task = (make_task if bundled else small)(evaluator=tier, reuse=0)
+def test_side_by_side_gives_the_answers_and_weights_of_one_by_one(
+    bundled, recorder, tier, quantizer
+):
+    task = (make_task if bundled else small)(evaluator=tier, quantizer=quantizer, reuse=0)
     bench, lanes = task.evaluator.bench, lanes_of(task, recorder(3))
     policies = some(task, 4)
     answers, states = [], []
     for bits in policies:
         answers.append(task.evaluator.measurer.measure(bits).accuracy)
-        states.append(weights(bench.network))
+        states.append(everything(bench.network))
     assert not same(states[0], states[1])
     # groups of other sizes and in another order; a lane gets other policies
     for group in ([0, 1, 2], [3], [2, 0], [1, 3, 0]):
         found = lanes.measure([policies[at] for at in group])
         assert found == [answers[at] for at in group]
         for at, net in zip(group, lanes.networks, strict=False):
-            assert same(weights(net), states[at])
-    assert same(weights(bench.network), states[-1])  # what was copied is not touched
+            assert same(everything(net), states[at])
+    assert same(everything(bench.network), states[-1])  # what was copied is not touched
 
 
 @pytest.mark.parametrize("val", [300, 256, 100])

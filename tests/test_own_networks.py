@@ -461,7 +461,7 @@ def test_bits_that_a_quantizer_does_not_have_are_one_line(monkeypatch):
 
 
 def test_what_is_known_of_quantizers_without_loading_them_is_so():
-    for name in ("linear", "kmeans"):
+    for name in QUANTIZERS:
         assert widths(name) == widths_of(QUANTIZERS[name])
 
 

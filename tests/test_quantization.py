@@ -445,7 +445,7 @@ def test_listing_quantizers_imports_no_torch():
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["linear", "kmeans"] == list(QUANTIZERS)
+    assert done.stdout.split() == ["linear", "kmeans", "lsq"] == list(QUANTIZERS)
 
 
 def test_float_mode_computes_what_the_float_network_does(float_net):

@@ -37,8 +37,8 @@ class Subject:
         checkpoint: weights for a named network (safetensors).
         build: keyword arguments for building a named network.
         dataset_options: keyword arguments for loading a named data set.
-        quantizer: ``"linear"`` or ``"kmeans"``.
-        clip: rule for clipping: ``"mse"``, ``"haq-kl"`` or ``"max"``.
+        quantizer: ``"linear"``, ``"kmeans"`` or ``"lsq"``.
+        clip: rule for clipping: ``"mse"``, ``"haq-kl"``, ``"max"`` or ``"lsq"``.
         device: torch device.
         inference: what measures the accuracy: ``"float"``, ``"int8"`` or ``"auto"``, see
             `haq_env.evaluation.inference`.

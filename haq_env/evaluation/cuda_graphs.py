@@ -20,6 +20,7 @@ from haq_env.evaluation.recipe import GRAPHS, Recipe
 from haq_env.evaluation.timing import shortest_time
 from haq_env.policy import MAX_BITS, MIN_BITS, Bits
 from haq_env.quantization.linear import LinearQuantizer
+from haq_env.quantization.lsq import LSQQuantizer
 from haq_env.quantization.network import QuantizedNetwork
 
 if TYPE_CHECKING:
@@ -217,14 +218,14 @@ def _obstacle(bench: Bench, recipe: Recipe) -> str:
     if bench.prefixes(recipe) is not None:
         return "policies that begin alike share more"
     quantizers = {type(layer.slot.quantizer) for layer in bench.network.quantized_layers}
-    if quantizers != {LinearQuantizer}:
+    if not quantizers <= {LinearQuantizer, LSQQuantizer}:
         return f"quantizer {bench.network.quantizer!r} may have work to do after a step"
     return ""
 
 
 def _state(network: QuantizedNetwork) -> tuple[Tensor, Tensor]:
     """Return all parameters and all statistics, flat; copies."""
-    kinds = (network.module.parameters(), network.module.buffers())
+    kinds = (network.parameters(), network.buffers())
     parts = [[one.detach().flatten() for one in kind if one.is_floating_point()] for kind in kinds]
     nothing = [torch.zeros(0)]
     first, second = (torch.cat(kind or nothing) for kind in parts)

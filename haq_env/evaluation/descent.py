@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Descent:
     """SGD with momentum on a network: to the last bit the weights of `torch.optim.SGD`.
 
-    Weights of two and more dimensions decay; biases and normalisation do not.
+    Weights of two and more dimensions decay; biases and normalisation do not, nor does what
+    quantizers learn, unless it has two dimensions.
 
     Args:
         network: what to train; its parameters must stay the same tensors.

@@ -76,6 +76,8 @@ def _network(network: QuantizedNetwork, images: Mapping[str, Images]) -> Iterato
         yield raw(f"{name}, trained: {parameter.requires_grad}", parameter)
     for name, buffer in network.module.named_buffers():
         yield raw(name, buffer)
+    for name, parameter in network.learned.named_parameters():
+        yield raw(f"quantizer {name}, trained: {parameter.requires_grad}", parameter)
     # A forward is code and cannot be read: what it answers to a few images stands for it, and
     # with 4 bits for the quantizers as well. Quantizers of this package are one code for all
     # widths, and `ANSWERS` counts its versions; another's may treat every width in its own way.

@@ -10,8 +10,8 @@ where N(e) and S(e) count and sum the elements from e on: n binary searches for 
 
 from __future__ import annotations
 
-from math import gcd
-from typing import Any, NamedTuple
+from math import gcd, sqrt
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,13 +59,14 @@ def clip_table(
     histogram with its image on a coarser grid, else it takes the maximum; a signed activation
     counts as one bit less; activations are clipped at 6 at most. Where that comparison has no
     grid (a single point: one bit, or two signed activation bits) the least-squares clip is used.
+    ``"lsq"`` is the first step 2 mean|x| / sqrt(n) of Esser et al. (ICLR 2020, section 2.1).
 
     A tensor without any magnitude gets the clip 1, which maps zeros to zeros.
 
     Args:
         values: any shape; errors are those of at most about a million values, evenly strided.
         signed: whether negative values are represented; if not, they are clipped to zero.
-        rule: ``"mse"``, ``"haq-kl"`` or ``"max"``.
+        rule: ``"mse"``, ``"haq-kl"``, ``"max"`` or ``"lsq"``.
         activations: whether HAQ's rules for activations apply; only matters to ``"haq-kl"``.
         name: whose values these are, for error messages.
 
@@ -85,8 +86,10 @@ def clip_table(
         clips = [magnitudes.max] * MAX_BITS
     elif rule == "haq-kl":
         clips = _haq_clips(magnitudes, signed, activations)
+    elif rule == "lsq":
+        clips = [2 * magnitudes.mean * sqrt(n) for n in _largest_codes(signed)]
     else:
-        raise unknown_name("clip rule", rule, ("mse", "haq-kl", "max"))
+        raise unknown_name("clip rule", rule, get_args(ClipRule))
     clip = np.array(clips)
     if signed:
         clip[0] = magnitudes.mean

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.layers import QuantLayer, Slot
 from haq_env.quantization.linear import LinearQuantizer
+from haq_env.quantization.lsq import Codes, LSQQuantizer, step_size
 from haq_env.quantization.products import (
     After,
     Geometry,
@@ -41,32 +42,37 @@ class Grid(NamedTuple):
     Attributes:
         step: distance of neighbouring values, positive.
         largest: largest code, 1 to 255, or to 127 where signed.
-        signed: whether the codes go from -largest; else they go from 0.
+        lowest: smallest code: 0, or where signed -largest or one less.
     """
 
     step: float
     largest: int
-    signed: bool
+    lowest: int
 
     @classmethod
     def of(cls, slot: Slot) -> Grid:
         """Return the grid of a layer's inputs at its present bits.
 
         Raises:
-            Unsupported: the layer is not quantized, or not linearly.
+            Unsupported: the layer is not quantized, or not to a uniform grid.
         """
         quantizer, bits = slot.quantizer, slot.a_bits
-        if type(quantizer) is not LinearQuantizer:
+        if type(quantizer) not in (LinearQuantizer, LSQQuantizer):
             raise Unsupported(f"the quantizer of layer {slot.name!r} has no common step")
         if not (slot.w_bits and bits):
             raise Unsupported(f"layer {slot.name!r} is in float")
-        largest = 2 ** (bits - quantizer.signed) - 1
-        return cls(quantizer.activation_clip[bits - 1] / largest, largest, quantizer.signed)
+        if isinstance(quantizer, LSQQuantizer):
+            low, high = Codes.of(bits, quantizer.signed)
+            return cls(step_size(quantizer.step_of_inputs(bits)).item(), high, low)
+        linear = cast(LinearQuantizer, quantizer)
+        largest: int = 2 ** (bits - linear.signed) - 1
+        step = linear.activation_clip[bits - 1] / largest
+        return cls(step, largest, -largest if linear.signed else 0)
 
     @property
     def zero(self) -> int:
         """The stored code of zero: no larger than need be, so that few pairs saturate."""
-        return self.largest + 1 if self.signed else 0
+        return self.largest + 1 if self.lowest else 0
 
     @property
     def largest_stored(self) -> int:
@@ -78,11 +84,10 @@ class Grid(NamedTuple):
         codes = torch.empty_like(inputs, dtype=torch.uint8)
         rows = max(1, CHUNK // max(1, inputs[:1].numel()))
         scratch = torch.empty_like(inputs[:rows])
-        low = -self.largest if self.signed else 0
         for start in range(0, len(inputs), rows):
             part = inputs[start : start + rows]
             work = torch.div(part, self.step, out=scratch[: len(part)])
-            work.round_().clamp_(low, self.largest)
+            work.round_().clamp_(self.lowest, self.largest)
             codes[start : start + rows] = stored(work, self.zero)
         return codes
 
@@ -91,7 +96,7 @@ class Kernel:
     """A layer, the batch norm and the activation behind it, and the next layer's quantizer.
 
     Args:
-        layer: with linear quantization and bits; its weights are read now.
+        layer: with a uniform grid and bits; its weights are read now.
         norm: batch norm on the layer's output, in evaluation mode.
         ceiling: None without an activation, infinity for ReLU, 6 for ReLU6.
         output: the grid of the one layer that takes the output; None to put out floats.
@@ -171,6 +176,8 @@ class Kernel:
 def _weight_step(slot: Slot, quantized: Tensor) -> float:
     if slot.w_bits == 1:
         return float(quantized.abs().max()) or 1.0
+    if isinstance(slot.quantizer, LSQQuantizer):
+        return step_size(slot.quantizer.step_of_weights(slot.w_bits)).item()
     quantizer = cast(LinearQuantizer, slot.quantizer)
     largest: int = 2 ** (slot.w_bits - 1) - 1
     return quantizer.weight_clip[slot.w_bits - 1] / largest
@@ -199,7 +206,7 @@ def _after(ceiling: float | None, output: Grid | None) -> After:
         if ceiling is None:
             return After()
         return After("relu") if ceiling == float("inf") else After("hardtanh", (0.0, ceiling))
-    low = -output.largest if output.signed and ceiling is None else 0
+    low = output.lowest if ceiling is None else 0
     high = min(output.largest, float("inf") if ceiling is None else ceiling / output.step)
     return After("hardtanh", (float(low), float(high)), output.zero)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 import torch
@@ -73,8 +74,8 @@ class Slot:
         cache: the network's cache of quantized pretrained weights.
         w_bits: weight bits, 0 for float weights.
         a_bits: activation bits, 0 for float activations.
-        pretrained_version: version counter of the weight tensor while it holds the pretrained
-            weights; -1 when it does not.
+        pretrained_version: `version` while the weight tensor and what the quantizer learns are
+            the pretrained ones; -1 when they are not.
     """
 
     name: str
@@ -89,6 +90,19 @@ class Slot:
     # the latest quantized weights that are not in the cache: (version, generation, bits), weights
     _latest: tuple[tuple[int, int, int], Tensor] | None = field(default=None, repr=False)
 
+    def version(self, weight: Tensor) -> int:
+        """Return a number that grows with every change in place of what decides quantized weights.
+
+        Args:
+            weight: the layer's.
+        """
+        # each counter only grows, so their sum tells of a change of any
+        return weight._version + sum(each._version for each in self._learned())
+
+    def learns(self) -> bool:
+        """Tell whether the quantizer has parameters that training may change."""
+        return any(each.requires_grad for each in self._learned())
+
     @property
     def widths(self) -> tuple[range, range]:
         """What the quantizer has for this layer's weights and inputs; empty for floats."""
@@ -100,13 +114,14 @@ class Slot:
         bits = self.w_bits
         if torch.is_grad_enabled():
             return self.quantizer.weight(weight, bits)
-        if weight._version == self.pretrained_version:
+        version = self.version(weight)
+        if version == self.pretrained_version:
             found = self.cache.get(self.name, bits)
             if found is None:
                 found = self.quantizer.weight(weight, bits)
                 self.cache.put(self.name, bits, found)
             return found
-        key = (weight._version, self._generation, bits)
+        key = (version, self._generation, bits)
         if self._latest is None or self._latest[0] != key:
             self._latest = (key, self.quantizer.weight(weight, bits))
         return self._latest[1]
@@ -124,8 +139,22 @@ class Slot:
     def restored(self, weight: Tensor) -> None:
         """Note that the tensor holds the pretrained weights again."""
         self._latest = None
-        self.pretrained_version = weight._version
+        self.note_pretrained(weight)
         self.quantizer.reset()
+
+    def is_pretrained(self, weight: Tensor) -> bool:
+        """Tell whether nothing has changed since it was the pretrained state."""
+        return self.version(weight) == self.pretrained_version
+
+    def note_pretrained(self, weight: Tensor, pretrained: bool = True) -> None:
+        """Note whether this is the pretrained state; for tensors that count their versions anew."""
+        self.pretrained_version = self.version(weight) if pretrained else -1
+
+    def _learned(self) -> Iterable[Tensor]:
+        quantizer = self.quantizer
+        if isinstance(quantizer, nn.Module):
+            return chain(quantizer.parameters(), quantizer.buffers())
+        return ()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_latest": None}
@@ -140,7 +169,7 @@ class QuantLayer(nn.Module):
     def operands(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the inputs and the weights as the layer's present bits leave them."""
         slot = self.slot
-        if self.weight.requires_grad and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (self.weight.requires_grad or slot.learns()):
             slot.may_change()  # an optimizer may follow
         if slot.a_bits:
             inputs = slot.quantizer.activation(inputs, slot.a_bits)
@@ -148,23 +177,20 @@ class QuantLayer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # .to(), .half() and the like replace the tensor, and its version counter with it
-        pretrained = self.weight._version == self.slot.pretrained_version
+        pretrained = self.slot.is_pretrained(self.weight)
         self.slot.forget()
         result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.slot.pretrained_version = self.weight._version if pretrained else -1
+        self.slot.note_pretrained(self.weight, pretrained)
         return result
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # a copy's tensor counts its versions anew; whether it was pretrained is in the state
         pretrained = state.pop("_pretrained", False)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.slot.pretrained_version = self.weight._version if pretrained else -1
+        self.slot.note_pretrained(self.weight, pretrained)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_pretrained": self.weight._version == self.slot.pretrained_version,
-        }
+        return {**self.__dict__, "_pretrained": self.slot.is_pretrained(self.weight)}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self) in _KINDS.values():

@@ -46,7 +46,9 @@ class QuantizedNetwork(nn.Module):
     Built once: the clips or codebooks of every layer are found for all widths from the float
     weights and from one float forward of the calibration images. After that a policy is two
     integers for each layer. The parameters stay the float ones under their own names, so the
-    state dict is that of the float network, and optimizers work on `parameters()`.
+    state dict is that of the float network, and optimizers work on `parameters()`. These are
+    followed by what quantizers learn, which is trained, restored, copied and moved like them, and
+    is not in the state dict.
 
     The network starts in float mode and in evaluation mode. Without gradients, quantized weights
     come from a cache from `restore` until the weights change or a forward pass with gradients
@@ -68,6 +70,7 @@ class QuantizedNetwork(nn.Module):
         channels_last: the memory layout; the plain one where a forward needs it.
         bits: the present policy, int64 [L, 2]; None in float mode.
         errors: mean squared errors of the float weights and inputs at every width.
+        learned: the quantizers that are modules, in the order of the layers, with their parameters.
 
     Raises:
         InputError: a layer does not exist, is of a kind that cannot be quantized, is not reached
@@ -118,11 +121,13 @@ class QuantizedNetwork(nn.Module):
             slot = Slot(layer.name, make(layer, part.weight, sample, settings), cache)
             self._layers.append(make_quantized(part, slot))
         fuse(self.module)
+        quantizers = [layer.slot.quantizer for layer in self._layers]
+        # beside the float network and not in it, so that its names and its state stay its own
+        self.learned = nn.ModuleList(one for one in quantizers if isinstance(one, nn.Module)).eval()
         self._pretrained = {
             name: tensor.detach().clone() for name, tensor in self._tensors().items()
         }
         self._attributes = plain_attributes(self.module)
-        quantizers = [layer.slot.quantizer for layer in self._layers]
         self.errors = Errors(
             np.stack([one.weight_mse for one in quantizers]),
             np.stack([one.activation_mse for one in quantizers]),
@@ -188,6 +193,7 @@ class QuantizedNetwork(nn.Module):
     def restore(self) -> None:
         """Copy all pretrained parameters and buffers back in place; the policy stays.
 
+        What quantizers have learned becomes what it was after calibration, at every width.
         Numbers, texts and tensors that are plain attributes come back, too. Parameters keep their
         identity, so an optimizer may go on with them; its own state (momentum) and the gradients
         are not touched.
@@ -243,10 +249,14 @@ class QuantizedNetwork(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # the pretrained state moves along, so that restoring never crosses devices
         self._pretrained = {name: fn(kept) for name, kept in self._pretrained.items()}
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        pretrained = [layer.slot.is_pretrained(layer.weight) for layer in self._layers]
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for layer, was in zip(self._layers, pretrained, strict=True):
+            layer.slot.note_pretrained(layer.weight, was)  # only now its quantizer has moved, too
+        return result
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def _check_widths(self, bits: Bits) -> None:
         for row, layer in enumerate(self._layers):

@@ -15,7 +15,7 @@ from haq_env.policy import ALL_BITS, MAX_BITS, MIN_BITS
 if TYPE_CHECKING:
     from torch import Tensor
 
-ClipRule = Literal["mse", "haq-kl", "max"]
+ClipRule = Literal["mse", "haq-kl", "max", "lsq"]
 CentroidUpdate = Literal["haq", "deep-compression"]
 
 
@@ -24,8 +24,9 @@ class Settings:
     """What a user can choose about a quantizer.
 
     Attributes:
-        clip: how the clips of linear quantization are chosen: ``"mse"`` (least squared error),
-            ``"haq-kl"`` (the rule of HAQ) or ``"max"`` (nothing is clipped).
+        clip: how the clips of uniform grids are chosen, or start where they are learned:
+            ``"mse"`` (least squared error), ``"haq-kl"`` (the rule of HAQ), ``"max"`` (nothing is
+            clipped) or ``"lsq"`` (the start of learned step sizes).
         centroid_update: what an optimizer step does to a centroid of k-means weights: ``"haq"``
             moves it by the mean of its members' steps, ``"deep-compression"`` by their sum.
 
@@ -48,6 +49,12 @@ class LayerQuantizer(Protocol):
 
     A factory with the arguments (layer, weight, inputs, settings) builds it once from the float
     weights and a sample of the layer's float inputs; after that every width is ready.
+
+    One that has something to learn is an `nn.Module` as well, whose parameters and buffers lie on
+    the device of the weights. Finetuning trains its parameters with those of the network, with
+    weight decay from two dimensions on; `QuantizedNetwork.restore` brings all of them back as they
+    were after calibration. Every width wants values of its own, so a parameter is a table by width;
+    entries that were not used have a gradient of zero, and stay.
 
     Attributes:
         weight_mse: mean squared error of the float weights at 1 to 8 bits, float64 [8]; infinite

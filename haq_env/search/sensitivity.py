@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ def _float_network(network: QuantizedNetwork) -> Iterator[list[QuantLayer]]:
     """Lend a network in float and evaluation mode, with its pretrained weights."""
     policy = network.bits
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    learned = copy.deepcopy(network.learned.state_dict())
     found = {m.slot.name: m for m in network.modules() if isinstance(m, QuantLayer)}
     frozen = [p for p in network.parameters() if not p.requires_grad]
     network.restore()
@@ -127,6 +129,7 @@ def _float_network(network: QuantizedNetwork) -> Iterator[list[QuantLayer]]:
             yield [found[name] for name in network.layers.names]
     finally:
         network.load_state_dict(state)
+        network.learned.load_state_dict(learned)
         network.weights_changed()
         network.set_policy(policy)
         for parameter in frozen:
