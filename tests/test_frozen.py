@@ -47,6 +47,7 @@ def quantized(net: nn.Module, layers: LayerTable, **options) -> QuantizedNetwork
     [
         ("mobilenet_v1", "bismo-edge", {}),
         ("mobilenet_v2", "bitfusion", {"budget": "w3a3"}),
+        ("mobilenet_v1", "bismo-edge", {"quantizer": "lsq"}),
         ("mobilenet_v1", "size", {"budget": "w2a8", "quantizer": "kmeans", "bits": (1, 8)}),
     ],
 )

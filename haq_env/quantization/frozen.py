@@ -19,6 +19,7 @@ from haq_env.networks import load_network
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata, save_tensors
 from haq_env.quantization.layers import QuantLayer
 from haq_env.quantization.linear import LinearQuantizer, quantize_activation
+from haq_env.quantization.lsq import Codes, LSQQuantizer, quantize, step_size
 from haq_env.quantization.network import QuantizedNetwork
 
 SCHEMA = 1
@@ -29,20 +30,27 @@ class InputQuantizer:
     """A forward pre-hook that quantizes the first input of a layer.
 
     Args:
-        bits: width, 1 to 8.
-        clip: largest magnitude that is kept, positive.
+        bits: width, 1 to 8; 0 leaves inputs as they are.
+        clip: largest magnitude that is kept, positive; of a linear quantizer.
+        step: distance of neighbouring values, positive; in place of a clip, of `LSQQuantizer`.
         signed: whether one bit is spent on the sign.
     """
 
-    def __init__(self, bits: int, clip: float, signed: bool) -> None:
-        self.bits, self.clip, self.signed = bits, clip, signed
+    def __init__(
+        self, bits: int, clip: float = 1.0, *, step: float | None = None, signed: bool
+    ) -> None:
+        self.bits, self.clip, self.step, self.signed = bits, clip, step, signed
 
     def __call__(
         self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs as the layer is to see them."""
         first = inputs[0] if inputs else named["input"]
-        first = quantize_activation(first, self.clip, self.bits, self.signed)
+        if self.step is None:
+            first = quantize_activation(first, self.clip, self.bits, self.signed)
+        else:
+            codes = Codes.of(self.bits, self.signed)
+            first = quantize(first, first.new_tensor(self.step), codes, 1.0)
         return ((first, *inputs[1:]), named) if inputs else ((), {**named, "input": first})
 
 
@@ -131,12 +139,15 @@ def _describe(layer: QuantLayer) -> dict[str, Any]:
     found: dict[str, Any] = {"w_bits": slot.w_bits, "a_bits": slot.a_bits}
     if slot.a_bits:
         quantizer = slot.quantizer
-        if type(quantizer) is not LinearQuantizer:
+        if type(quantizer) is LSQQuantizer:
+            found["a_step"] = float(step_size(quantizer.step_of_inputs(slot.a_bits)))
+        elif type(quantizer) is LinearQuantizer:
+            found["a_clip"] = quantizer.activation_clip[slot.a_bits - 1]
+        else:
             raise InputError(
-                f"layer {slot.name!r}: a file says how LinearQuantizer treats inputs, and not how "
-                f"{type(quantizer).__name__} does."
+                f"layer {slot.name!r}: a file says how the quantizers of this package treat "
+                f"inputs, and not how {type(quantizer).__name__} does."
             )
-        found["a_clip"] = quantizer.activation_clip[slot.a_bits - 1]
         found["signed"] = quantizer.signed
     return found
 
@@ -148,7 +159,10 @@ def _quantizers(
     try:
         return {
             name: InputQuantizer(
-                int(layer["a_bits"]), float(layer.get("a_clip", 1.0)), bool(layer.get("signed"))
+                int(layer["a_bits"]),
+                float(layer.get("a_clip", 1.0)),
+                step=float(layer["a_step"]) if "a_step" in layer else None,
+                signed=bool(layer.get("signed")),
             )
             for name, layer in described["layers"].items()
         }
