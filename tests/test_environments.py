@@ -250,7 +250,7 @@ def test_masked_walks_are_inside_the_budget_without_projection(id):
         ({"evaluator": "fine-tune"}, "Did you mean 'finetune'"),
         ({"budgt": 0.5}, "unknown argument 'budgt'. Did you mean 'budget'"),
         ({"render": "ansi"}, "unknown argument 'render'. Did you mean 'render_mode'"),
-        ({"quantizer": "lsq"}, "unknown quantizer 'lsq'"),
+        ({"quantizer": "pact"}, "unknown quantizer 'pact'"),
         ({"clip": "kl"}, "unknown clip rule 'kl'"),
         ({"actions": "binary"}, "actions must be 'continuous' or 'discrete'"),
         ({"checkpoint": "gone.safetensors"}, "gone.safetensors"),

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from haq_env.agents.methods import check_env
 from haq_env.errors import InputError
-from haq_env.make import make_env
 
 if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
@@ -24,6 +23,8 @@ def environment_of(settings: Search, source: Source | None) -> QuantizationEnv:
     Raises:
         InputError: something cannot be used, or does not fit the rest.
     """
+    from haq_env.make import make_env
+
     learned = {} if source is None else {"scales": source.scales}
     env = make_env(settings.env_id, **settings.task_settings(), **learned)
     if not settings.is_baseline:
