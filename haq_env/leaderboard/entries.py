@@ -15,7 +15,7 @@ from haq_env.leaderboard.verified import Key, Scored, Verified, VerifiedRun
 
 BASELINE = "random"
 # this package's own submissions
-OWN = ("baselines", "transfer", "cifar10", "agents", "more", "law", "seeds")
+OWN = ("baselines", "transfer", "cifar10", "agents", "more", "law", "seeds", "more-seeds")
 PACKAGE = "haq-env"  # their owner
 
 
