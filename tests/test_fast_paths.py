@@ -183,10 +183,11 @@ def test_shared_work_changes_no_answer(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
 def test_integers_give_the_predictions_of_floats(name):
-    """In 99.9 % of the cases in which float32 itself is right, by float64.
+    """In 99.9 % of the cases in which float32 itself is right, by float64; and as often as it.
 
-    Not quite on MobileNet-V2 0.5 for CIFAR-10, where 4 of 2,700 differed: 99.8 % there. On images
-    that a network does not know predictions nearly tie: 99.5 % then.
+    Not quite on MobileNet-V2 0.5 for CIFAR-10: 99.8 % there. Of 7,500 predictions integers give 16
+    others than float64, and float32 gives 24, so that the two differ in 12. On images that a
+    network does not know predictions nearly tie: 99.5 % then.
     """
     try:
         exact_weights()
@@ -208,6 +209,8 @@ def test_integers_give_the_predictions_of_floats(name):
     right = floats == exact
     assert right.double().mean() >= 0.98
     assert (integers == floats)[right].double().mean() >= share
+    # no farther from exact sums than floats are, up to one prediction in a thousand
+    assert (integers != exact).double().mean() <= (floats != exact).double().mean() + 1e-3
 
 
 @pytest.mark.parametrize("name", BUNDLED)
