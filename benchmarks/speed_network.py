@@ -63,8 +63,8 @@ def evaluation(quick: bool, _: int) -> list[Row]:
     policy and re-estimating batch norm, in float, are a quarter of what is left, and the rest are
     integer convolutions. Keeping the codes of the images for all policies was tried: 2 %; batches
     of 256 in place of 128: a tenth less there, and 2 to 7 % more on the larger networks.
-    ResNet-20 is on its border as well: 4.7, 5.4 and 7.1 in three measurements, in which the plain side
-    took 2.6 to 3.9 s and ours 0.54 to 0.62.
+    ResNet-20 is on its border as well: 4.7, 5.4 and 7.1 in three measurements, in which the plain
+    side took 2.6 to 3.9 s and ours 0.54 to 0.62.
     """
     with patch.object(inference_choice, "AGREEMENT", 0.0):
         return _evaluations((V1_QUARTER._replace(bn=32, val=640),) if quick else NETS, quick)
