@@ -404,7 +404,13 @@ def test_a_disk_that_fills_up_is_one_line_and_the_command_goes_on_when_there_is_
     # no file may grow beyond 64 KiB: the system refuses to write, as it does on a full disk
     command = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", sys.executable, str(SCRIPT)]
     command += ["run", *argv]
+    Store(tmp_path).close()
+    reader = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM cells").fetchall()
+    # while somebody reads, the write-ahead log is not begun anew: every commit makes it longer
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    reader.close()
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: the leaderboard store ")
     assert done.stderr.endswith("What it holds is kept.\n")
