@@ -21,7 +21,7 @@ $(VENV)/.ready: $(VENV)/.installed
 	touch $@
 
 run: $(VENV)/.installed
-	$(BIN)/haq-env search --env HAQ-BISMO-Edge-v0 --algo sac --episodes 300 --seed 0 --out runs/demo --overwrite
+	$(BIN)/haq-env search --env HAQ-BISMO-Edge-v0 --algo sac --episodes 300 --seed 0 --arithmetic avx2 --out runs/demo --overwrite
 
 test: setup
 	$(BIN)/python -m pytest

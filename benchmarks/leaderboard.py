@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
 
-from haq_env.leaderboard.arithmetic import pinned
+from haq_env.summation import pinned
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by side, a core each
 os.environ |= pinned()  # likewise: numbers are those of other machines to the last digit

@@ -127,5 +127,5 @@ def holes(outcomes: Sequence[Outcome]) -> list[str]:
         missing = sorted({*range(max(FEWEST_SEEDS, max(own) + 1))} - own)
         if missing:
             numbers = ", ".join(map(str, missing))
-            lines.append(f"{track}, {method}: no place without seeds {numbers}")
+            lines.append(f"{track}, {method}: no place without seeds {numbers}, here or elsewhere")
     return lines

@@ -17,11 +17,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before Ray: tests tell 
 os.environ.setdefault("RAY_worker_niceness", "0")  # its 15 starves on a busy machine
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.arithmetic import AVX2
 from haq_env.leaderboard.engines import cluster, start_engine
 from haq_env.leaderboard.protocol import Cell, Track
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.sweep import sweep
+from haq_env.summation import AVX2
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "leaderboard.py"
 CHEAP = Track("cheap", {"evaluator": "ptq_bn"})

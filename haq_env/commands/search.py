@@ -18,6 +18,7 @@ from haq_env.errors import InputError, OccupiedError, unknown_name
 from haq_env.options import OptionalPath
 from haq_env.quantization import QUANTIZERS
 from haq_env.search import SEARCH
+from haq_env.summation import pin
 
 if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
@@ -102,6 +103,8 @@ class Search:
     """Torch device for finetuning."""
     threads: int = 1
     """Torch threads; sums depend on their number, so one is what repeats elsewhere."""
+    arithmetic: Annotated[Literal["avx2"] | None, arg(metavar="{avx2}")] = None
+    """Add in the order of this kind of x86 processor: the run then repeats on newer ones, too."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in the folder."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -187,6 +190,8 @@ class Search:
 
     def run(self) -> None:
         """Search, finetune, report."""
+        if self.arithmetic is not None:
+            pin()  # before anything loads torch
         from haq_env.evaluation.batch import WorkerError
         from haq_env.report.terminal import Live, silence
 

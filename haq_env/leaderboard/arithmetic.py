@@ -5,9 +5,9 @@ not harmless: an activation on the border between two codes falls to the other s
 steps of the finetuning go on from there. Two kinds of processor train two networks from one policy
 and one seed, some points of accuracy apart. So numbers say which arithmetic they are from.
 
-So the commands of the leaderboard ask for one order, that of AVX2 (`pinned`), which every x86
-processor of the last ten years has: on such machines numbers come out to the last digit, whether
-they have AVX-512 or not. Without it, and on other processors, they do not.
+So the commands of the leaderboard ask for one order, that of AVX2 (`haq_env.summation`), which
+every x86 processor of the last ten years has: on such machines numbers come out to the last digit,
+whether they have AVX-512 or not. Without it, and on other processors, they do not.
 
 Measured without it (``benchmarks/leaderboard_machines.py``): 103 policies that were found on a
 processor with AVX-512 and executed on one with AVX2, on which gradients also summed in another
@@ -19,35 +19,10 @@ largest difference 2.30, standard deviation 1.21, on average 0.17 higher.
 
 from __future__ import annotations
 
-import os
-import re
-import sys
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 FORM = "([0-9a-f]{16})?"  # of a signature; empty where nobody has noted it
-# What torch's own loops, oneDNN's convolutions and MKL's products go by. All three look once, when
-# they compute for the first time.
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
-
-
-def pinned() -> dict[str, str]:
-    """Return the environment variables that make this machine add in the order of AVX2.
-
-    They must be set before torch is loaded, and are inherited by processes that are started.
-
-    Returns:
-        Those that are not set yet; none if torch is loaded, so that it is too late, or where the
-        processor is not known to have AVX2 (other than x86, other systems than Linux).
-    """
-    flags = ""
-    with suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    if "torch" in sys.modules or not re.search(r"\bavx2\b", flags):
-        return {}
-    return {name: value for name, value in AVX2.items() if name not in os.environ}
 
 
 class Tolerance(NamedTuple):
@@ -83,7 +58,8 @@ def arithmetic() -> str:
 
     It is a digest of the weights that the bundled network has after its short finetuning at 4
     bits, on one thread: equal exactly where a finetuning is repeated to the last bit, whatever it
-    is that decides that (the processor, what it was told by `pinned`, torch, the libraries below).
+    is that decides that (the processor, what `haq_env.summation` told it, torch, the libraries
+    below).
     """
     from haq_env.evaluation.device import one_thread
     from haq_env.evaluation.fingerprint import digest, raw

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.arithmetic import AVX2
 from haq_env.leaderboard.protocol import Cell, Outcome, Track
 from haq_env.leaderboard.running import run_cell
+from haq_env.summation import AVX2
 
 PATIENCE = 15.0  # seconds for a cluster to answer
 WITHOUT_CORES = 60.0  # seconds that a cluster may have no core left
