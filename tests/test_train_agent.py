@@ -571,10 +571,7 @@ def test_a_run_goes_on_with_the_images_it_began_with(tmp_path, monkeypatch, caps
     assert "images was 'others' and is now" in line
 
 
-def test_a_frozen_network_is_refused_before_the_search_and_not_after_it(
-    tmp_path, monkeypatch, capsys, no_evaluation
-):
-    code = """
+FROZEN = """
 import haq_env.networks as networks
 from haq_env.networks.bundled import WEIGHTS
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata
@@ -585,11 +582,25 @@ def net(**_):
     load_checkpoint(path, module)
     return module.requires_grad_(False)
 """
-    (tmp_path / "frozen_mine.py").write_text(code)
+
+
+def test_a_frozen_network_is_refused_before_the_search_and_not_after_it(
+    tmp_path, monkeypatch, capsys, no_evaluation
+):
+    (tmp_path / "frozen_mine.py").write_text(FROZEN)
     monkeypatch.syspath_prepend(tmp_path)
     argv = ["--network", "frozen_mine:net", "--evaluator", "ptq_bn", "--out", str(tmp_path / "run")]
     assert "or give --final-steps 0" in refused(monkeypatch, capsys, *argv)
     assert not (tmp_path / "run").exists()
+
+
+def test_of_a_frozen_network_learned_steps_can_be_finetuned(tmp_path, monkeypatch, capsys):
+    (tmp_path / "frozen_steps.py").write_text(FROZEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    argv = ["--network", "frozen_steps:net", "--quantizer", "lsq", "--evaluator", "ptq_bn"]
+    argv += ["--algo", "ilp-law", "--episodes", "1", "--final-steps", "2", "--final-seeds", "1"]
+    assert main(monkeypatch, *argv, "--out", str(tmp_path / "run")) == 0
+    assert (tmp_path / "run" / "policy.json").exists()
 
 
 def test_a_run_that_is_there_is_neither_mixed_with_another_nor_lost(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from haq_env.agents.methods import check_env
 from haq_env.errors import InputError
+from haq_env.quantization import QUANTIZERS
 
 if TYPE_CHECKING:
     from haq_env.agents.transfer import Source
@@ -23,6 +24,8 @@ def environment_of(settings: Search, source: Source | None) -> QuantizationEnv:
     Raises:
         InputError: something cannot be used, or does not fit the rest.
     """
+    import torch
+
     from haq_env.make import make_env
 
     learned = {} if source is None else {"scales": source.scales}
@@ -42,11 +45,13 @@ def environment_of(settings: Search, source: Source | None) -> QuantizationEnv:
             f"{settings.env} has an evaluator of its own ({type(env.task.evaluator).__name__}) and "
             "no network for a final finetuning: use haq_env.search_policy."
         )
-    network = env.task.trained().subject.network
-    frozen = not isinstance(network, str) and not any(
-        parameter.requires_grad for parameter in network.parameters()
+    subject = env.task.trained().subject
+    quantizer: Any = QUANTIZERS[subject.quantizer]
+    learns = isinstance(quantizer, type) and issubclass(quantizer, torch.nn.Module)
+    frozen = not isinstance(subject.network, str) and not any(
+        parameter.requires_grad for parameter in subject.network.parameters()
     )
-    if frozen and settings.final_steps:
+    if frozen and not learns and settings.final_steps:
         raise InputError(
             "the network has no parameter that requires a gradient, so nothing can be "
             "finetuned in the end: unfreeze it, or give --final-steps 0."
