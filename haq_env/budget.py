@@ -85,11 +85,13 @@ class Budget:
         result = cls(metric, limit, reference, table, space, fill_up, named)
         smallest = float(table.cost(result._cheapest, metric))
         if smallest > limit * (1 + ROUNDING):
+            low, high = space.bits
+            width = min(max(4, low), high)
             needs = np.ceil(smallest / reference * 1e4) / 1e4
             raise InputError(
                 f"budget {budget!r} cannot be reached: it allows {limit / reference:.4f} of the "
                 f"8-bit network's {metric}, but with bits {space.bits} every policy takes at least "
-                f"{needs:.4f}."
+                f"{needs:.4f}. What the uniform policy 'w{width}a{width}' costs can be reached."
             )
         return result
 

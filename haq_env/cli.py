@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated, Any, Union
 
 import tyro
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     lenient()
     keep_freed_memory()
+    usual, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         if argv == ["--version"]:
             from haq_env import __version__
@@ -45,6 +47,13 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         silence()
         raise SystemExit(BROKEN_PIPE) from None
+    finally:
+        warnings.formatwarning = usual
+
+
+def _one_line(message: Warning | str, *_where: object, **_line: object) -> str:
+    """Write a warning as errors are written: where in the code it was raised helps nobody."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _parse(argv: list[str]) -> Command:

@@ -49,7 +49,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | 0 | bits of this step: smallest at -1, largest at 1 | -1 | 1 |
 
     With `actions="discrete"` it is `Discrete(n)`: action i means "smallest width + i" bits, and
-    `action_masks()` tells which actions leave the budget reachable.
+    `env.unwrapped.action_masks()` tells which actions leave the budget reachable.
 
     ## Observation Space
 

@@ -41,7 +41,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> InputError:
         name: what came.
         known: every name that is allowed.
     """
-    known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    known = sorted({*known})
+    longer = [each for each in known if str(name) and each.startswith(str(name))]
+    near = longer or difflib.get_close_matches(str(name), known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")

@@ -38,5 +38,7 @@ def import_address(kind: str, address: str) -> Any:
     try:
         return operator.attrgetter(attribute)(module)
     except AttributeError:
-        known = [name for name, thing in vars(module).items() if callable(thing)]
+        things = {name: thing for name, thing in vars(module).items() if callable(thing)}
+        own = [n for n, thing in things.items() if getattr(thing, "__module__", "") == module_name]
+        known = own or things  # what it imports is seldom meant
         raise unknown_name(f"{kind} in {module_name}", attribute, known) from None

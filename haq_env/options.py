@@ -58,7 +58,13 @@ class Build:
             "width": self.width,
         }
         given = {name: value for name, value in given.items() if value is not None}
-        return load_layers(network, **{**(known or {}), **given})
+        try:
+            return load_layers(network, **{**(known or {}), **given})
+        except InputError as error:
+            if ":" not in network:
+                raise
+            hint = "--image-size, --channels and --classes say what it is built for."
+            raise InputError(f"{error} {hint}") from error
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class BitChoice:
     """Bits of weights and activations: 8 everywhere, unless something else is said."""
 
     bits: OptionalInt = None
-    """Bits of all weights and activations."""
+    """Bits of all weights and activations; here of the first and the last layer, too."""
     w_bits: OptionalInt = None
     """Bits of all weights."""
     a_bits: OptionalInt = None

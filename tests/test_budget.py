@@ -1,5 +1,7 @@
 """Projection and masks never leave the budget."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -160,8 +162,10 @@ def test_an_unreachable_budget_says_what_the_smallest_is():
     costs, space = table(layers, 0), BitSpace.of(layers, (3, 8))
     with pytest.raises(InputError, match=r"at least (0\.\d+)") as caught:
         Budget.of(costs, space, 0.01)
-    smallest = float(str(caught.value).rsplit(" ", 1)[1].rstrip("."))
+    smallest = float(re.search(r"at least (0\.\d+)", str(caught.value))[1])
     assert Budget.of(costs, space, smallest).fits(space.lowest)
+    assert "'w4a4' costs can be reached" in str(caught.value)
+    assert Budget.of(costs, space, "w4a4").fits(space.lowest)
 
 
 @pytest.mark.parametrize("cost", [0.0, -1.0])

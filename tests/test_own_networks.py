@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader
 from torchvision import models
 
 from haq_env.cost import CostTable
@@ -172,6 +173,12 @@ def test_splits_of_different_sizes_are_refused():
     small, large = noise(side=8), noise(side=12)
     with pytest.raises(InputError, match=r"test has images \[3, 12, 12\], and train \[3, 8, 8\]"):
         Dataset("mine", 10, small.mean, small.std, small.train, small.val, large.test)
+
+
+def test_a_loader_in_place_of_its_data_set_is_one_line():
+    loader = DataLoader([(np.zeros((8, 8), np.uint8), 0)] * 4)
+    with pytest.raises(InputError, match="DataLoader lacks; of a DataLoader give its data set"):
+        Dataset.of("mine", loader, loader, loader, classes=10, mean=[0.5], std=[0.5])
 
 
 def test_costs_are_never_those_of_images_of_another_size():

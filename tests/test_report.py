@@ -332,7 +332,7 @@ def test_a_table_that_is_too_wide_says_which_columns_it_leaves_out() -> None:
     costs = load_hardware("bitfusion").cost_table(layers)
     narrow = text_of(cost_table(layers, costs, uniform(28, 8, 8), width=70), 70)
     wide = text_of(cost_table(layers, costs, uniform(28, 8, 8)))
-    assert "Left out at this width: kind, shape" in narrow
+    assert "Columns that the terminal is too narrow for: kind, shape" in narrow
     assert "cycles" in wide
     assert "Left out" not in wide
     assert "3x224² -> 32x112²" in wide

@@ -217,6 +217,11 @@ def test_an_unknown_method_is_named_with_the_nearest_known_one():
         search_policy(yardstick(0), "residual-ppp", 3)
 
 
+def test_a_function_in_place_of_a_name_is_told_how_it_gets_one():
+    with pytest.raises(InputError, match=r"SEARCH\.register\('mine', function\)"):
+        search_policy(yardstick(0), search_method("random"), 3)
+
+
 def test_one_evaluation_leaves_nothing_of_an_agents_earlier_run(tmp_path):
     search_policy(yardstick(0), "ppo", 3, folder=tmp_path)
     search_policy(yardstick(0), "ppo", 1, folder=tmp_path)

@@ -358,6 +358,8 @@ def refused(monkeypatch, capsys, *argv: str) -> str:
         (["--env", "HAQ-BISMO-Edge-Discrete-v0", "--algo", "ddpg"], "ddpg needs continuous"),
         (["--env", "HAQ-ModelSize-Discrete-v0", "--algo", "sac"], "sac needs continuous actions"),
         (["--network", "mobilenet_v9"], "unknown network 'mobilenet_v9'. Did you mean"),
+        (["--network", "mobilenet_v3"], "Did you mean 'mobilenet_v3_large'"),
+        (["--network", "mine"], "any torchvision classification model, or package.module:factory"),
         (["--network", "nowhere:net"], "importing 'nowhere' failed"),
         (["--network", "resnet20"], "no trained weights of network 'resnet20'"),
         (["--dataset", "svhn"], "unknown data set 'svhn'"),
@@ -371,7 +373,11 @@ def refused(monkeypatch, capsys, *argv: str) -> str:
         (["--budget", "1.01"], "budget must be a share in (0, 1]"),
         (["--budget", "nan"], "budget must be a share in (0, 1]"),
         (["--budget", "w9a9"], "or the name of a uniform policy such as 'w4a4'"),
-        (["--budget", "0.01"], "every policy takes at least"),
+        (["--budget", "0.01"], "What the uniform policy 'w4a4' costs can be reached"),
+        (["--budget", "w4a4", "--bits", "6", "8"], "What the uniform policy 'w6a6' costs"),
+        (["--reward-steps", "0"], "--reward-steps must be 1 or more"),
+        (["--reward-rate", "-1"], "learning_rate must be positive"),
+        (["--evaluator", "ptq_bn", "--reward-steps", "9"], "ptq_bn finetunes nothing"),
         (["--bits", "0", "8"], "bits must lie within 1 to 8"),
         (["--bits", "2", "9"], "bits must lie within 1 to 8"),
         (["--bits", "6", "4"], "the smallest width 6 is above the largest 4"),
@@ -1085,3 +1091,29 @@ def test_the_figures_and_the_policy_of_a_run_survive_a_copy_of_its_folder(a_run,
     history = search_with_agent(env, "ddpg", 2, 0, folder=tmp_path / "copy", resume=True)
     assert len(history) == 3
     assert env.task.evaluate(history[1].bits).cache_hit
+
+
+def test_the_rewards_finetuning_can_be_as_long_as_the_data_want(tmp_path, monkeypatch):
+    argv = ["--algo", "ilp-law", "--episodes", "1", "--final-steps", "0", "--final-seeds", "1"]
+    accuracies = {}
+    for steps in ("1", "56"):
+        out = tmp_path / steps
+        more = ["--reward-steps", steps, "--reward-rate", "0.02", "--out", str(out)]
+        assert main(monkeypatch, *argv, *more) == 0
+        record = json.loads((out / "policy.json").read_text())
+        assert record["evaluator"] == f"steps={steps}, learning_rate=0.02"
+        accuracies[steps] = record["accuracy"]["uniform_search"]
+    task = make_task(evaluator=Recipe(steps=56, learning_rate=0.02))
+    assert task.evaluate(task.uniform()).accuracy == accuracies["56"] > accuracies["1"]
+
+
+def test_a_warning_is_one_line_that_names_no_code(tmp_path):
+    code = """
+import warnings
+from haq_env.commands.costs import Cost
+from haq_env.cli import main
+Cost.run = lambda self: warnings.warn("odd\\nimages", stacklevel=2)
+main(["cost", "mobilenet_v2"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "warning: odd images\n")

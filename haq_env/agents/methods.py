@@ -134,6 +134,11 @@ def check_method(name: str) -> None:
         InputError: it is none of `methods`, it learns on another task first, or a package that
             it needs is missing.
     """
+    if not isinstance(name, str):
+        raise InputError(
+            "a method is a name; of a function of your own, haq_env.search.SEARCH.register("
+            f"'mine', function) makes one, not {name!r}."
+        )
     if name.startswith(TRANSFER) and name in methods(transfer=True):
         raise InputError(
             f"{name} learns on another task first: give `search_method` that task, or search with "

@@ -59,7 +59,7 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
             f"the time of {evaluations:.1f} more."
         )
     if (found == uniform).all():
-        console.print("No policy was better than the uniform one.")
+        console.print("After the final finetuning no policy was better than the uniform one.")
     network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
     plots = "plots" if _plot(folder, task, history, found) else "some of the plots"
     console.print(

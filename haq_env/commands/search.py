@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ from tyro.conf import arg
 from haq_env.agents.methods import algorithm_of, check_method, env_id, methods
 from haq_env.cost import UNITS
 from haq_env.errors import InputError, OccupiedError, unknown_name
+from haq_env.evaluation.recipe import RECIPES, Recipe
 from haq_env.options import OptionalPath
 from haq_env.quantization import QUANTIZERS
 from haq_env.search import SEARCH
@@ -58,7 +59,7 @@ class Search:
     haq: Literal["paper", "released"] = "paper"
     """With haq-ddpg: what to follow where HAQ's paper and its released code differ."""
     episodes: int = 300
-    """Policies that are finetuned and measured; with --transfer-from, 0 lets it decide once."""
+    """Policies that are tried besides the uniform one; with --transfer-from, 0: decide once."""
     transfer_from: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of a finished run: start from what its agent has learned there."""
     seed: int = 0
@@ -85,6 +86,10 @@ class Search:
         None
     )
     """Tier of the reward; the environment's own when not given."""
+    reward_steps: Annotated[int | None, arg(metavar="INT")] = None
+    """Gradient steps of the reward's finetuning; 28 when not given, whatever the data set."""
+    reward_rate: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Its learning rate, first step; 0.05 when not given."""
     inference: Annotated[
         Literal["float", "int8", "auto"] | None, arg(metavar="{float,int8,auto}")
     ] = None
@@ -124,6 +129,9 @@ class Search:
             raise InputError("each of several --workers has one thread: drop --threads.")
         if self.resume and self.overwrite:
             raise InputError("give --resume or --overwrite, not both.")
+        if self.reward_steps is not None and self.reward_steps < 1:
+            raise InputError("--reward-steps must be 1 or more; --evaluator ptq_bn takes none.")
+        self.reward_recipe()
         if self.final_steps < 0:
             raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
         if not 0 <= self.seed < 2**31:
@@ -160,14 +168,25 @@ class Search:
                 "metric",
                 "bits",
                 "quantizer",
-                "evaluator",
                 "inference",
                 "cache",
             )
         }
         given["budget"] = _number(self.budget)
+        given["evaluator"] = self.reward_recipe()
         given |= {"seed": self.seed, "device": self.device, "workers": self.workers}
         return {name: value for name, value in given.items() if value is not None}
+
+    def reward_recipe(self) -> str | Recipe | None:
+        """Return what measures a policy inside the search; None is the environment's own."""
+        if self.reward_steps is None and self.reward_rate is None:
+            return self.evaluator
+        if self.evaluator == "ptq_bn":
+            raise InputError("ptq_bn finetunes nothing: drop --reward-steps and --reward-rate.")
+        usual = RECIPES["finetune"]
+        steps = usual.steps if self.reward_steps is None else self.reward_steps
+        rate = usual.learning_rate if self.reward_rate is None else self.reward_rate
+        return replace(usual, steps=steps, learning_rate=rate)
 
     def agent_settings(self) -> dict[str, Any]:
         """Return the agent's arguments that were given."""
@@ -232,7 +251,9 @@ class Search:
         budget = task.budget
         console.print(
             f"[bold]{escape(self.env_id)}[/bold]: {len(task.layers)} layers of "
-            f"{escape(task.layers.network)}, {len(task.space.steps)} decisions, {budget.metric} on "
+            f"{escape(self.network or task.layers.network)} on "
+            f"{escape(self.dataset or str(task.settings['dataset']))}, quantizer "
+            f"{task.settings['quantizer']}, {len(task.space.steps)} decisions, {budget.metric} on "
             f"{escape(task.costs.hardware)} at most {budget.limit:.4g} {UNITS[budget.metric]} "
             f"({budget.ratio:.3f} of 8 bits), searched by {self.algo}"
         )

@@ -205,6 +205,11 @@ def _pixels(name: str, index: int, image: Any, channels: int) -> Any:
 
 
 def _gather(name: str, samples: _Samples, channels: int) -> Split:
+    if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
+        raise InputError(
+            f"data set {name!r}: pairs of image and label must have a length and an index, which "
+            f"{type(samples).__name__} lacks; of a DataLoader give its data set, not normalised."
+        )
     images, labels = [], []
     for index in range(len(samples)):
         image, label = samples[index]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from haq_env.data import DATASETS, Dataset, dataset_argument, dataset_name, load_dataset
-from haq_env.errors import InputError, unknown_name
+from haq_env.errors import InputError
 from haq_env.layers import LayerTable
 from haq_env.networks import NETWORKS
 
@@ -138,7 +138,9 @@ def _weights(network: str, name: str, given: str) -> Path:
     path = WEIGHTS / f"{network}_{name}.safetensors"
     if not path.exists():
         if network not in network_names():
-            raise unknown_name("network", network, network_names())
+            from haq_env.networks.loading import unknown_network
+
+            raise unknown_network(network)
         pairs = ", ".join(f"{n} for {d}" for n, d in bundled_pairs())
         raise InputError(
             f"no trained weights of network {network!r} for data set {name!r} are bundled (there "

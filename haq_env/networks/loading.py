@@ -100,6 +100,17 @@ def load_layers(
     return trace(module, (in_channels, image_size, image_size), name=name)
 
 
+def unknown_network(name: str) -> InputError:
+    """Build the error for a name that is no network's."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    near = [each for each in known if name and each.startswith(name)]
+    near = near or difflib.get_close_matches(name, known, n=1)
+    listed = str(unknown_name("network", name, {*NETWORKS, *near})).rstrip(".")
+    return InputError(
+        f"{listed}, or any torchvision classification model, or package.module:factory."
+    )
+
+
 def _checked(**settings: Any) -> dict[str, Any]:
     for name in ("classes", "image_size", "in_channels"):
         value = settings[name]
@@ -125,11 +136,7 @@ def _from_torchvision(
 ) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        listed = str(unknown_name("network", name, {*NETWORKS, *near})).rstrip(".")
-        raise InputError(
-            f"{listed}, or any torchvision classification model, or package.module:factory."
-        )
+        raise unknown_network(name)
     if width != 1:
         scalable = ", ".join(NETWORKS)
         raise InputError(f"{name} has no width multiplier (width = {width}); {scalable} have one.")

@@ -171,7 +171,7 @@ def _caption(costs: CostTable, dropped: Sequence[str]) -> str:
         if metric not in costs.values:
             lines.append(f"No {metric}: {reason}")
     if dropped:
-        lines.append(f"Left out at this width: {', '.join(dropped)}.")
+        lines.append(f"Columns that the terminal is too narrow for: {', '.join(dropped)}.")
     return "\n".join(lines)
 
 
