@@ -123,12 +123,8 @@ class Progress:
         return f"({len(self._todo)} jobs left, at most {seconds / 60:.0f} min)"
 
 
-def finished(settings: Settings) -> dict[Job, Result]:
-    """Collect what has been run with the present weights: files, and the published CSV.
-
-    What searches are held against counts as run only with this machine's sums, while there is a
-    search left that will be.
-    """
+def collected(settings: Settings) -> dict[Job, Result]:
+    """Collect what has been run with the present weights: files, and the published CSV."""
     jobs = all_jobs(settings)
     weights = {}
     for network in settings.networks:
@@ -147,6 +143,16 @@ def finished(settings: Settings) -> dict[Job, Result]:
         there = [r for r in results if r is not None and r.weights == weights[job.network]]
         if there:
             known[job] = min(there, key=lambda result: result.sums != here)
+    return known
+
+
+def finished(settings: Settings) -> dict[Job, Result]:
+    """Choose what need not be run here of what has been `collected`.
+
+    What searches are held against counts as run only with this machine's sums, while there is a
+    search left that will be.
+    """
+    known, jobs, here = collected(settings), all_jobs(settings), (processor(), TRAINING_STEP)
     left = [job for job in jobs if job.searches and job not in known]
     return {
         job: result
@@ -186,7 +192,7 @@ def fill(settings: Settings, data: Dataset, protocol: Protocol, console: Console
             mean, _ = result.mean_and_error("test")
             progress.say(f"{job.name}: {mean:.2f} % on the test images, {result.seconds:.0f} s")
             # after every cell, so that a kill leaves tables too
-            report(settings, protocol, finished(settings))
+            report(settings, protocol, collected(settings))
     except TimeOver:
         console.print("the time is over: call it again to go on")
         return False
@@ -247,7 +253,7 @@ def main() -> None:
         protocol = settings.protocol(data)
         same_protocol(settings, protocol)
         done = True if settings.report_only else fill(settings, data, protocol, console)
-        path = report(settings, protocol, finished(settings))
+        path = report(settings, protocol, collected(settings))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -355,6 +355,7 @@ def test_published_rows_count_as_run_until_the_weights_are_others(tmp_path):
     published = [replace(row(cell, UNIFORM, 60.0), weights=now), row(cell, "ilp-fit", 61.0)]
     write_results(published, tmp_path / "results" / "digits.csv")
     assert not reproduce_haq.finished(settings)  # neither of these weights nor of this machine
+    assert [job.method for job in reproduce_haq.collected(settings)] == [UNIFORM]  # for the table
     here = {"processor": processor(), "steps": TRAINING_STEP}
     published = [replace(each, **here) for each in published]
     write_results(published, tmp_path / "results" / "digits.csv")
