@@ -61,7 +61,7 @@ class Build:
         try:
             return load_layers(network, **{**(known or {}), **given})
         except InputError as error:
-            if ":" not in network:
+            if ":" not in network or "does not accept an input" not in str(error):
                 raise
             hint = "--image-size, --channels and --classes say what it is built for."
             raise InputError(f"{error} {hint}") from error

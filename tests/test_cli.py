@@ -441,3 +441,16 @@ def test_every_command_and_option_has_help(command: str | None, capsys: Captured
 
 def test_success_returns_without_leaving_the_process() -> None:
     assert main(["envs"]) is None
+
+
+def test_a_network_for_other_images_is_told_how_to_say_so(tmp_path, monkeypatch, capsys):
+    (tmp_path / "grey_net.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    hint = "--image-size, --channels and --classes say what it is built for."
+    for address, hinted in (("grey_net:net", True), ("grey_net:nothing", False)):
+        with pytest.raises(SystemExit):
+            main(["cost", address])
+        assert (hint in capsys.readouterr().err) == hinted
+    main(["cost", "grey_net:net", "--channels", "1"])
