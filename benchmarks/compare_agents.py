@@ -24,7 +24,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+from haq_env.summation import pinned
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers side by side, a core each
+os.environ |= pinned()  # likewise: others add alike, and get the same digits
 
 import numpy as np
 import tyro

@@ -12,13 +12,19 @@ Writes benchmarks/results/default_task.md.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from haq_env.summation import pinned
+
+os.environ |= pinned()  # before torch: others add alike, and get the same digits
+
 import numpy as np
 import tyro
+from result_files import sums
 from rich.console import Console
 from rich.table import Table
 
@@ -157,7 +163,7 @@ def main() -> None:
         console.print(f"{'met' if met else 'NOT MET'}: {text}")
     console.print(
         f"haq-env {haq_env.__version__}, seeds {seeds.start} to {seeds.stop - 1}, "
-        f"{time.perf_counter() - start:.0f} s"
+        f"{sums()}, {time.perf_counter() - start:.0f} s"
     )
     RESULTS.mkdir(exist_ok=True)
     text = "# The default task\n\n`python benchmarks/default_task.py`\n\n```\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from haq_env.data import dataset_argument
 from haq_env.errors import InputError
 from haq_env.files import replace_file, writing
+from haq_env.summation import AVX2
 from haq_env.versions import versions
 
 
@@ -88,6 +90,12 @@ def command_line(script: str, settings: Any) -> str:
                 values = tuple(map(dataset_argument, values))
             words.append(shlex.join(map(str, values)))
     return " ".join(words)
+
+
+def sums() -> str:
+    """Return in which order this process adds, see `haq_env.summation`."""
+    as_avx2 = all(os.environ.get(name) == value for name, value in AVX2.items())
+    return f"sums in the order of {'AVX2' if as_avx2 else 'this processor'}"
 
 
 def versions_line(*packages: str) -> str:

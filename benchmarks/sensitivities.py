@@ -12,13 +12,19 @@ Writes benchmarks/results/sensitivities_EVALUATOR.md.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from haq_env.summation import pinned
+
+os.environ |= pinned()  # before torch: others add alike, and get the same digits
+
 import numpy as np
 import torch
 import tyro
+from result_files import sums
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -109,7 +115,7 @@ def main() -> None:
                 spent = f"{history.charge.evaluations:.0f}"
         best.add_row(name, *cells, spent)
     console.print(best)
-    console.print(f"haq-env {haq_env.__version__}, {time.perf_counter() - start:.0f} s")
+    console.print(f"haq-env {haq_env.__version__}, {sums()}, {time.perf_counter() - start:.0f} s")
     RESULTS.mkdir(exist_ok=True)
     command = f"python benchmarks/sensitivities.py --evaluator {settings.evaluator}"
     text = f"# Sensitivity tables\n\n`{command}`\n\n```\n{console.export_text()}```\n"

@@ -21,11 +21,16 @@ digits (--dataset cifar10:FOLDER --network mobilenet_v1_050) their names end in 
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from haq_env.summation import pinned
+
+os.environ |= pinned()  # before torch: others add alike, and get the same digits
 
 import numpy as np
 import torch
@@ -37,7 +42,7 @@ from cross_devices import (
     plot_specialization,
     specialized,
 )
-from result_files import command_line
+from result_files import command_line, sums
 from rich.console import Console
 
 import haq_env
@@ -247,7 +252,7 @@ def main() -> None:
         from_tables(console, network, settings.budget)
     console.print(
         f"\nhaq-env {haq_env.__version__}, torch {torch.__version__}, {settings.method}, seed "
-        f"{settings.seed}, {time.perf_counter() - start:.0f} s"
+        f"{settings.seed}, {sums()}, {time.perf_counter() - start:.0f} s"
     )
     if not settings.writes:
         sys.exit(missed)

@@ -21,11 +21,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from haq_env.summation import pinned
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: sums depend on the number
+os.environ |= pinned()  # likewise: others add alike, and get the same digits
 
 import numpy as np
 import tyro
-from result_files import command_line, keep_settings, versions_line, weights_digest, write_text
+from result_files import (
+    command_line,
+    keep_settings,
+    sums,
+    versions_line,
+    weights_digest,
+    write_text,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -195,7 +205,9 @@ def transferred(settings: Settings) -> bool:
         f"{state}: every transferred residual agent beats uniform bits on "
         f"{target}, without an evaluation there"
     )
-    console.print(f"top-1, %; {settings.episodes} episodes on the first task; {versions_line()}")
+    console.print(
+        f"top-1, %; {settings.episodes} episodes on the first task; {sums()}; {versions_line()}"
+    )
     note = load_dataset(settings.dataset).note
     head = "\n\n".join(
         ["# Transfer", f"`{command_line(__file__, settings)}`", *[note] * bool(note)]
