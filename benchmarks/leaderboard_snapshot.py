@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leaderboard_log import DONE, Entry, Log, done_again
 
-from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Outcome, Step, find_track
+from haq_env.leaderboard.protocol import FRESH_SEEDS, Cell, Improvement, Outcome, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.store import CACHE, Store
 from haq_env.leaderboard.table import markdown
@@ -97,7 +97,7 @@ def _run(outcome: Outcome) -> VerifiedRun:
     return VerifiedRun(outcome.cell, steps, outcome.evaluations, outcome.charge, outcome.repeats)
 
 
-def _scored(step: Step) -> Scored:
+def _scored(step: Improvement) -> Scored:
     task = CHEAP.task()
     cost = task.cost(step.bits)
     ratio, test = cost / task.budget.reference, (step.accuracy,) * len(FRESH_SEEDS)

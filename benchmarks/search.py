@@ -56,7 +56,9 @@ def run(settings: Settings, seed: int) -> tuple[dict[str, Any], float]:
         command += ["--episodes", str(settings.episodes), "--out", str(folder)]
         resumed = (folder / "episodes.csv").exists()  # then only a part of it is timed
         start = time.perf_counter()
-        subprocess.run(command, check=True)
+        child = subprocess.run(command, check=False)
+        if child.returncode:  # it has said why
+            sys.exit(child.returncode)
         seconds = float("nan") if resumed else time.perf_counter() - start
         clock.write_text(f"{seconds:.1f}\n", encoding="utf-8")
     record = json.loads((folder / "policy.json").read_text(encoding="utf-8"))

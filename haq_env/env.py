@@ -109,6 +109,7 @@ class QuantizationEnv(gym.Env[Observation, Any]):
     | `metric` | str | by id | `"latency"`, `"energy"`, `"size"`, ... |
     | `budget` | float, str | by id | share in (0, 1] of the 8-bit cost, or `"w4a4"` |
     | `bits` | (int, int) | by id | smallest and largest width, within 1 to 8 |
+    | `pinned` | sequence of int or str | (0, -1) | layers that stay at 8 bits, by index or name |
     | `quantizer` | str | by id | `"linear"`, `"kmeans"` (weights only) or `"lsq"` (learned steps) |
     | `clip` | str | `"mse"` | clips, or where steps start; or `"haq-kl"` (HAQ), `"max"`, `"lsq"` |
     | `evaluator` | str, Recipe, Evaluator | `"finetune"` | or `"ptq_bn"`: no finetuning |
@@ -232,7 +233,8 @@ class QuantizationEnv(gym.Env[Observation, Any]):
 
     def _decide(self, step: Step, action: Action) -> None:
         """Take one decision."""
-        self._bits[step] = max(self._to_bits(action), self._lowest[step])
+        bits = max(self._to_bits(action), self._lowest[step])
+        self._bits[step] = min(bits, self._highest[step])  # a quantizer may have fewer widths
 
     def _complete(self) -> tuple[Bits, Bits]:
         """Return the policy that was asked for, and the one inside the budget."""

@@ -43,6 +43,7 @@ def make_task(
     metric: str | None = None,
     budget: float | str = "w3a2",
     bits: Sequence[int] = (2, 8),
+    pinned: Sequence[int | str] = (0, -1),
     quantizer: str = "linear",
     clip: ClipRule = "mse",
     evaluator: str | Recipe | Evaluator = "finetune",
@@ -70,6 +71,8 @@ def make_task(
             first choice when None.
         budget: share in (0, 1] of the 8-bit network's cost, or ``"w4a4"`` for that policy's cost.
         bits: smallest and largest width that may be chosen, within 1 to 8.
+        pinned: layers that stay at 8 bits, by index or by name: the first and the last, as in HAQ.
+            ``()`` leaves none out.
         quantizer: ``"linear"``, ``"kmeans"`` for weights only, or ``"lsq"`` for learned steps.
         clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, ``"max"``, the largest magnitude (of a
             sample, for inputs), or ``"lsq"``; learned steps start there.
@@ -91,7 +94,7 @@ def make_task(
             (0, 0.5]. What was stopped has an estimate for an accuracy, so this is for searching
             and not for figures. None measures every candidate on all images.
         inference: arithmetic that accuracies are measured with: ``"float"``; ``"int8"`` for
-            integer kernels, which are several times faster and agree in at least 99.9 % of the
+            integer kernels, which are several times faster and agree in 99.8 % or more of the
             predictions, or floating point, with a note in the answer, where they do not serve;
             ``"auto"`` for what is faster here.
         graphs: whether a CUDA device measures policies side by side in CUDA graphs: ``"auto"``
@@ -103,6 +106,8 @@ def make_task(
     """
     about: dict[str, Any] = {}
     _check_choices(quantizer, clip, inference, graphs, metric)
+    if not isinstance(fill_up, bool):
+        raise InputError(f"fill_up must be True or False, not {fill_up!r}.")
     if layers is not None and not isinstance(layers, LayerTable):
         raise InputError(f"layers must be a LayerTable, not {type(layers).__name__}.")
     if isinstance(network, str) and ":" in network and checkpoint is None:
@@ -110,7 +115,7 @@ def make_task(
         about["classes"] = dataset.classes  # what the factory was asked for
     found = find_trained(network, dataset, checkpoint, layers)
     costs = cost_table(hardware, found.layers)
-    space = BitSpace.of(found.layers, bits, widths=widths(quantizer))
+    space = BitSpace.of(found.layers, bits, pinned=pinned, widths=widths(quantizer))
     limit = Budget.of(costs, space, budget, metric, fill_up=fill_up)
     if isinstance(evaluator, str) and evaluator not in RECIPES:
         raise unknown_name("evaluator", evaluator, RECIPES)
@@ -142,6 +147,8 @@ def make_task(
         "seed": int(seed),
         **about,
     }
+    if tuple(pinned) != (0, -1):
+        settings["pinned"] = list(pinned)
     if early_stopping is not None:
         settings["early_stopping"] = float(early_stopping)
     if inference != "float":

@@ -89,6 +89,7 @@ class ResidualEnv(QuantizationEnv):
     |-----------|------|---------|-------------|
     | `prior` | str, array | None | what is corrected, see below |
     | `reach` | float | None | logarithm of the largest correction: 1, or 2 for the law |
+    | `prior_seed` | int | 0 | of the images that a sensitivity is measured on |
 
     A prior is the name of a sensitivity (`"fit"`, `"output_kl"`, `"loss"`, `"hawq_v2"`,
     `"hawq"`), a table of your own, float64 [L, 2, 8], or `"law"`: 4^-bits for all tensors
@@ -105,13 +106,14 @@ class ResidualEnv(QuantizationEnv):
         *,
         prior: str | Grid | None = None,
         reach: float | None = None,
+        prior_seed: int = 0,
         **settings: Any,
     ) -> None:
         if "actions" in settings:
             raise InputError("corrections are continuous: a residual environment has no 'actions'.")
         super().__init__(task, **settings)
-        if reach is not None and not reach > 0:
-            raise InputError(f"reach must be positive, not {reach}.")
+        if reach is not None and not (isinstance(reach, (int, float)) and reach > 0):
+            raise InputError(f"reach must be a positive number, not {reach!r}.")
         if prior is None:
             prior = "fit" if self.task.is_trained else LAW
         if isinstance(prior, str) and prior != LAW:
@@ -122,7 +124,7 @@ class ResidualEnv(QuantizationEnv):
         if not isinstance(prior, str):
             prior = _checked(prior, len(self.task.layers))
         known = not isinstance(prior, str) or prior != LAW
-        self.prior = prior
+        self.prior, self.prior_seed = prior, prior_seed
         self.reach = float(reach or (REACH if known else REACH_OF_LAW))
         self.observation_space = spaces.Box(0.0, 1.0, (13 + 2 * WAVES,), np.float32)
         self._table: Grid | None = None
@@ -169,7 +171,7 @@ class ResidualEnv(QuantizationEnv):
         else:
             from haq_env.search.sensitivity import measure_sensitivity
 
-            found = measure_sensitivity(self.task, self.prior)
+            found = measure_sensitivity(self.task, self.prior, self.prior_seed)
         self.charge = found.charge
         return found.table
 

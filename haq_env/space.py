@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from haq_env.errors import InputError
+from haq_env.errors import InputError, unknown_name
 from haq_env.layers import LayerTable
 from haq_env.policy import ACTIVATION, ALL_BITS, MAX_BITS, MIN_BITS, WEIGHT, Bits
 
@@ -43,7 +43,7 @@ class BitSpace:
         layers: LayerTable,
         bits: Sequence[int] = (2, 8),
         *,
-        pinned: Sequence[int] = (0, -1),
+        pinned: Sequence[int | str] = (0, -1),
         widths: tuple[range, range] = (ALL_BITS, ALL_BITS),
     ) -> BitSpace:
         """Build the space of HAQ: layer by layer, weight bits and then activation bits.
@@ -51,13 +51,14 @@ class BitSpace:
         Args:
             layers: the network.
             bits: smallest and largest width, within 1 to 8.
-            pinned: layers that stay at 8 bits, or at the largest width that there is; the first
-                and the last by default (HAQ section 4).
+            pinned: layers that stay at 8 bits, or at the largest width that there is, by index or
+                by name; the first and the last by default (HAQ section 4).
             widths: what the quantizer has for weights and for activations. Where it has none for
                 activations, they stay at 8 bits and have no step (HAQ's model-size search).
 
         Raises:
-            InputError: bits outside 1 to 8, min above max, or nothing left to decide.
+            InputError: bits outside 1 to 8, min above max, no such layer, or nothing left to
+                decide.
         """
         low, high = _check_range(bits)
         allowed = np.zeros((len(layers), 2, MAX_BITS), dtype=bool)
@@ -74,7 +75,7 @@ class BitSpace:
                 allowed[index, ACTIVATION, 0] = False
         if not widths[ACTIVATION]:
             allowed[:, ACTIVATION] = _only(MAX_BITS)
-        for index in pinned:
+        for index in _indices(pinned, layers.names):
             for side, has in enumerate(widths):
                 allowed[index, side] = _only(max(has, default=MAX_BITS))
         if not allowed.any(axis=2).all():
@@ -141,3 +142,16 @@ def _check_range(bits: Sequence[int]) -> tuple[int, int]:
 
 def _only(width: int) -> NDArray[np.bool_]:
     return np.asarray(np.arange(1, MAX_BITS + 1) == width)
+
+
+def _indices(pinned: object, names: Sequence[str]) -> list[int]:
+    """Return which layers are meant by indices and names."""
+    if isinstance(pinned, str) or not isinstance(pinned, Sequence):
+        raise InputError(f"pinned must be a sequence of layers, not {pinned!r}.")
+    for layer in pinned:
+        if isinstance(layer, str) and layer not in names:
+            raise unknown_name("layer", layer, names)
+        number = isinstance(layer, (int, np.integer)) and not isinstance(layer, bool)
+        if not isinstance(layer, str) and not (number and -len(names) <= layer < len(names)):
+            raise InputError(f"pinned: there is no layer {layer!r} among {len(names)}.")
+    return [names.index(layer) if isinstance(layer, str) else int(layer) for layer in pinned]

@@ -16,6 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 import haq_env
+from haq_env import make_task
 from haq_env.env import QuantizationEnv, action_to_bits
 from haq_env.errors import InputError
 from haq_env.policy import ACTIVATION, WEIGHT
@@ -180,6 +181,16 @@ def test_an_episode_decides_weights_then_activations_of_every_layer_but_first_an
     assert seen == [(name, side) for name in names for side in ("weights", "activations")]
 
 
+def test_which_layers_keep_8_bits_is_the_users_choice():
+    free = make_task(pinned=())
+    named = make_task(pinned=("stem.conv", "classifier", "blocks.0.depthwise.conv"))
+    assert [len(task.space.steps) for task in (free, make_task(), named)] == [56, 52, 50]
+    assert (free.uniform() == [3, 2]).all()
+    assert (named.uniform()[[0, 1, -1]] == 8).all()
+    assert free.settings["pinned"] == []
+    assert "pinned" not in make_task().settings
+
+
 def test_the_model_size_problem_has_one_step_for_each_layer_and_leaves_activations_alone():
     env = gym.make("HAQ-ModelSize-v0", **CHEAP).unwrapped
     env.reset()
@@ -252,6 +263,10 @@ def test_masked_walks_are_inside_the_budget_without_projection(id):
         ({"render": "ansi"}, "unknown argument 'render'. Did you mean 'render_mode'"),
         ({"quantizer": "pact"}, "unknown quantizer 'pact'"),
         ({"clip": "kl"}, "unknown clip rule 'kl'"),
+        ({"fill_up": "no"}, "fill_up must be True or False, not 'no'"),
+        ({"pinned": ("classifier.2",)}, "unknown layer 'classifier.2'"),
+        ({"pinned": (30,)}, "there is no layer 30 among 28"),
+        ({"pinned": "features"}, "pinned must be a sequence of layers, not 'features'"),
         ({"actions": "binary"}, "actions must be 'continuous' or 'discrete'"),
         ({"checkpoint": "gone.safetensors"}, "gone.safetensors"),
     ],

@@ -22,7 +22,7 @@ from haq_env.errors import InputError
 from haq_env.leaderboard.best import best_known
 from haq_env.leaderboard.entries import OWN, gather
 from haq_env.leaderboard.owner import Owner
-from haq_env.leaderboard.protocol import Cell, Outcome, Step, find_track
+from haq_env.leaderboard.protocol import Cell, Improvement, Outcome, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.store import Store
 from haq_env.leaderboard.submission import read_submission
@@ -107,7 +107,7 @@ def test_the_documented_commands_make_the_runs_that_are_published(name):
 def finished(cell: Cell, wall: float) -> Outcome:
     """A run that nobody has made: the uniform policy alone, in so many seconds."""
     w_bits, a_bits = to_digits(find_track(cell.track).task().uniform())
-    step = Step(1, w_bits, a_bits, 70.5)
+    step = Improvement(1, w_bits, a_bits, 70.5)
     return Outcome(cell, (step,), cell.evaluations, wall=wall, arithmetic="0123456789abcdef")
 
 

@@ -21,7 +21,7 @@ from haq_env.errors import InputError
 from haq_env.leaderboard.charts import _curves, _pareto
 from haq_env.leaderboard.curves import curves
 from haq_env.leaderboard.page import page
-from haq_env.leaderboard.protocol import Cell, Step, checkpoints, find_track
+from haq_env.leaderboard.protocol import Cell, Improvement, checkpoints, find_track
 from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.table import markdown
 from haq_env.leaderboard.verified import Scored, Verified, VerifiedRun
@@ -580,7 +580,7 @@ def test_another_policy_changes_bars_and_roofline_to_its_own(browser, path, veri
         assert (drawn(browser, "#bits rect.bar"), drawn(browser, "#roofline path.layer")) != before
         run = next(r for r in verified.runs if r.cell == Cell(track, method, seed, 120))
         policy = run.best_after(100)
-        bits = Step(1, policy.w_bits, policy.a_bits, 0.0).bits
+        bits = Improvement(1, policy.w_bits, policy.a_bits, 0.0).bits
         shown = browser.execute_script(
             "return [...document.querySelectorAll('#bits rect.bar')].map((e) => +e.dataset.bits)"
         )

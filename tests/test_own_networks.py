@@ -26,7 +26,7 @@ from haq_env.data.splits import balanced_order
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Recipe
 from haq_env.final import finish
-from haq_env.make import make_task
+from haq_env.make import make_env, make_task
 from haq_env.networks import load_network
 from haq_env.networks.attention import fastpath_off
 from haq_env.networks.bundled import WEIGHTS
@@ -428,6 +428,17 @@ def test_a_quantizer_of_weights_alone_has_no_activation_bits_to_choose(monkeypat
     assert len(task.space.steps) == len(task.layers) - 2
 
 
+def test_a_choice_that_a_quantizer_has_not_becomes_the_nearest_that_it_has(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS._entries, "wide", FiveToEight)
+    env = make_env("HAQ-BISMO-Edge-Discrete-v0", quantizer="wide", evaluator="ptq_bn", budget=1.0)
+    env.reset()
+    for action, width in ((0, 3), (6, 8), (6, 6)):  # weights, activations, weights
+        layer, side = env._space.steps[env._step]
+        env.step(action)
+        assert env._bits[layer, side] == width
+        assert env.action_masks().any()
+
+
 @pytest.mark.parametrize("method", ["ilp-fit", "ilp-kl", "greedy-sensitivity", "random"])
 def test_no_search_leaves_the_widths_that_a_quantizer_has(method, monkeypatch, tmp_path):
     monkeypatch.setitem(QUANTIZERS._entries, "wide", FiveToEight)
@@ -546,7 +557,7 @@ def test_workers_cannot_have_a_network_that_only_this_process_knows():
         from torch import nn
         from haq_env.data import load_dataset
         from haq_env.errors import InputError
-        from haq_env.make import make_task
+        from haq_env.make import make_env, make_task
 
         class Net(nn.Module):
             def __init__(self):
@@ -677,7 +688,7 @@ def test_a_forked_process_can_evaluate_after_its_parent_used_several_threads(eva
         import torch
         torch.set_num_threads(2)
         import haq_env
-        from haq_env.make import make_task
+        from haq_env.make import make_env, make_task
 
         task = make_task(evaluator="ptq_bn")
         if EVALUATED:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from haq_env import make_task
+from haq_env.agents.methods import agent_env
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.residual import LAW, ResidualEnv
 from haq_env.search.ilp import least_sensitive
 from haq_env.search.lagrangian import allocate
+from haq_env.search.sensitivity import measure_sensitivity
 from haq_env.yardstick import optimum, yardstick
 
 ZERO = np.zeros(1, np.float32)
@@ -46,6 +48,18 @@ def test_doing_nothing_gives_what_the_table_recommends(digits):
     ours, best = np.array(info["policy"]), least_sensitive(digits.task, pairs)
     assert harm(best) <= harm(ours) * (1 + 1e-9)
     assert harm(ours) <= harm(best) * 1.02  # one price is not exact; two percent is close
+
+
+def test_each_seed_of_a_search_corrects_a_table_of_its_own():
+    task = make_task(evaluator="ptq_bn")
+    tables = []
+    for seed in (0, 0, 1):
+        env = agent_env("residual-ppo", task, seed)
+        env.reset()
+        tables.append(env._table)
+    assert (tables[0] == tables[1]).all()
+    assert (tables[0] != tables[2]).any()
+    assert (tables[2] == measure_sensitivity(task, "fit", 1).table).all()
 
 
 def test_that_policy_is_far_better_than_uniform_before_anything_is_learned(digits):
@@ -131,8 +145,8 @@ def test_a_prior_without_a_finite_width_is_no_policy_outside_the_space():
     ("settings", "complaint"),
     [
         ({"prior": "fisher"}, "unknown prior 'fisher'"),
-        ({"reach": 0.0}, "reach must be positive"),
-        ({"reach": float("nan")}, "reach must be positive"),
+        ({"reach": 0.0}, "reach must be a positive number"),
+        ({"reach": float("nan")}, "reach must be a positive number"),
         ({"actions": "discrete"}, "corrections are continuous"),
         ({"prior": np.ones((3, 2, 8))}, "must be .layers, 2, 8."),
         ({"prior": np.full((53, 2, 8), -1.0)}, "0 or more"),

@@ -317,7 +317,7 @@ def test_a_log_from_before_there_were_estimates_is_read_and_goes_on(log):
 
 
 def test_an_estimate_is_told_from_a_measurement_in_the_log(tmp_path):
-    task = make_task(evaluator="ptq_bn", early_stopping=0.05)
+    task = make_task(budget=1.0, evaluator="ptq_bn", early_stopping=0.05)
     history = History(tmp_path / "episodes.csv")
     measure(task, task.space.uniform(8, 8), history, project=False)
     measure(task, task.space.uniform(2, 2), history, project=False)

@@ -202,8 +202,12 @@ def test_ctrl_c_ends_a_search_with_what_was_found_and_a_comparison_altogether(na
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"evaluations": 0}, "evaluations must be 1 or more, not 0"),
-        ({"evaluations": -1}, "evaluations must be 1 or more, not -1"),
+        ({"evaluations": 0}, "evaluations must be an integer, 1 or more, not 0"),
+        ({"evaluations": -1}, "evaluations must be an integer, 1 or more, not -1"),
+        ({"evaluations": 3.0}, "evaluations must be an integer, 1 or more, not 3.0"),
+        ({"evaluations": "3"}, "evaluations must be an integer, 1 or more, not '3'"),
+        ({"evaluations": 3, "seed": -1}, "seed must be an integer, 0 or more, not -1"),
+        ({"evaluations": 3, "seed": 2**40}, "seed must be an integer, 0 or more"),
         ({"evaluations": 3, "resume": True}, "to resume a search give its folder"),
     ],
 )
@@ -227,6 +231,35 @@ def test_one_evaluation_leaves_nothing_of_an_agents_earlier_run(tmp_path):
     search_policy(yardstick(0), "ppo", 1, folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["episodes.csv"]
     assert len(search_policy(yardstick(0), "ppo", 3, folder=tmp_path, resume=True)) == 3
+
+
+def over_budget(task, evaluations, seed, history=None):
+    history = haq_env.begin(task, evaluations, history)
+    haq_env.measure(task, task.space.highest, history, project=False)
+    return history
+
+
+def endless(task, evaluations, seed, history=None):
+    history = haq_env.begin(task, evaluations, history)
+    while True:
+        haq_env.measure(task, task.space.highest, history)
+
+
+@pytest.mark.parametrize(
+    ("search", "complaint"),
+    [
+        (over_budget, "over the budget of .* task.project"),
+        (endless, "goes on after the 5 evaluations that it has"),
+    ],
+)
+def test_no_search_of_ones_own_leaves_the_budget_or_the_evaluations(
+    search, complaint, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(SEARCH._entries, "mine", search)
+    with pytest.raises(InputError, match=complaint):
+        search_policy(make_task(evaluator=Flat()), "mine", 5, folder=tmp_path)
+    task = make_task(evaluator=Flat())
+    assert all(task.budget.fits(trial.bits) for trial in History.read(tmp_path / "episodes.csv"))
 
 
 def test_a_search_of_ones_own_finds_all_that_it_needs_in_the_package():

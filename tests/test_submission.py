@@ -35,8 +35,8 @@ from haq_env.leaderboard.protocol import (
     FRESH_SEEDS,
     TRACKS,
     Cell,
+    Improvement,
     Outcome,
-    Step,
     checkpoints,
     find_track,
 )
@@ -353,7 +353,7 @@ def test_a_submission_is_not_written_over_another(submitted, outcomes):
 
 def test_runs_for_tuning_are_not_submitted_and_of_two_lengths_the_longer_is():
     def outcome(seed, budget):
-        step = Step(1, "8", "8", 50.0)
+        step = Improvement(1, "8", "8", 50.0)
         return Outcome(Cell(TRACK, "random", seed, budget), (step,), budget)
 
     every = [outcome(1, 50), outcome(1, 400), outcome(100, 400), outcome(0, 50)]

@@ -29,7 +29,7 @@ from haq_env.leaderboard.arithmetic import arithmetic
 from haq_env.leaderboard.engines import start_engine
 from haq_env.leaderboard.outcomes import outcome_from_json, outcome_to_json
 from haq_env.leaderboard.owner import Owner
-from haq_env.leaderboard.protocol import SEEDS, VERSION, Cell, Outcome, Step, Track
+from haq_env.leaderboard.protocol import SEEDS, VERSION, Cell, Improvement, Outcome, Track
 from haq_env.leaderboard.running import run_cell
 from haq_env.leaderboard.store import (
     APPLICATION,
@@ -62,7 +62,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="proce
 
 
 def outcome_of(cell: Cell) -> Outcome:
-    steps = (Step(1, "83", "28", 100 / 3), Step(4, "84", "28", 70.1))
+    steps = (Improvement(1, "83", "28", 100 / 3), Improvement(4, "84", "28", 70.1))
     return Outcome(cell, steps, 5, charge=1 / 3, repeats=2, seconds=0.25)
 
 
@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_clear_error_and_nothing_is_half_written(tmp_path):
     store, owner = Store(tmp_path), Owner()
     store.add(CELLS)
     cell = store.claim(owner, CELLS)
-    steps = tuple(Step(k, "8" * 53, "8" * 53, 90.0 + k / 1000) for k in range(1, 400))
+    steps = tuple(Improvement(k, "8" * 53, "8" * 53, 90.0 + k / 1000) for k in range(1, 400))
     large = Outcome(cell, steps, 400)
     before = store.rows()
 

@@ -90,20 +90,21 @@ def _variants(name: str) -> tuple[str, ...]:
 
 
 def agent_env(
-    name: str, task: Task, scales: Sequence[Sequence[float]] | None = None
+    name: str, task: Task, seed: int = 0, scales: Sequence[Sequence[float]] | None = None
 ) -> QuantizationEnv:
     """Make the environment that an agent of `agents` plays a task in.
 
     Args:
         name: of the agent.
         task: the problem.
+        seed: of the search, and so of the table that an agent corrects.
         scales: of the embedding, for an agent that has learned on another network.
     """
     from haq_env.env import QuantizationEnv
     from haq_env.residual import ResidualEnv
 
     if name.startswith(RESIDUAL):
-        return ResidualEnv(task, scales=scales)
+        return ResidualEnv(task, prior_seed=seed, scales=scales)
     return QuantizationEnv(task, actions=ALGORITHMS[name].actions, scales=scales)
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from haq_env.agents.methods import agent_env, algorithm_of, check_method
 from haq_env.errors import InputError
 from haq_env.search import SEARCH
@@ -33,7 +35,7 @@ def search_policy(
         method: one of `haq_env.methods`.
         evaluations: policies to measure in all, the uniform one included, 1 or more. An agent
             plays one episode for each but the first. A method may end before, none goes on after.
-        seed: of the method; that of the finetuning is the task's.
+        seed: of the method, 0 to 2**31 - 1; that of the finetuning is the task's.
         folder: where ``episodes.csv`` and an agent's ``agent.pt`` are kept, made where it is
             missing; None keeps nothing.
         resume: go on with the search of the same arguments that is in the folder, or begin where
@@ -50,8 +52,10 @@ def search_policy(
             folder that cannot be made, or what is in it is damaged or of another search.
     """
     check_method(method)
-    if evaluations < 1:
-        raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
+    for name, number, least in (("evaluations", evaluations, 1), ("seed", seed, 0)):
+        whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+        if not whole or not least <= number < 2**31:
+            raise InputError(f"{name} must be an integer, {least} or more, not {number!r}.")
     if resume and folder is None:
         raise InputError("to resume a search give its folder.")
     if resume and folder is not None:
@@ -60,7 +64,7 @@ def search_policy(
         from haq_env.agents.run import search_with_agent
 
         return search_with_agent(
-            agent_env(method, task),
+            agent_env(method, task, seed),
             algorithm_of(method),
             evaluations - 1,
             seed,

@@ -47,12 +47,12 @@ def transfer_method(name: str, source: Callable[[], Task]) -> Search:
         algorithm = algorithm_of(agent)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="haq-env-") as folder:
-            first = agent_env(agent, source())
+            first = agent_env(agent, source(), seed)
             _whole(search_with_agent(first, algorithm, LEARNING - 1, seed, folder=Path(folder)))
             seconds = time.perf_counter() - start
             state = Path(folder) / "agent.pt"
             learned = Source(state, type(first).__name__, algorithm, {}, load_scales(state))
-            env = agent_env(agent, task, learned.scales)
+            env = agent_env(agent, task, seed, learned.scales)
             history = apply_agent(learned, env)
             if evaluations > 2:
                 more = search_with_agent(

@@ -28,7 +28,8 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
     from haq_env.report.tables import COMPARED, comparison_table
     from haq_env.run_folder import NETWORK, save_policy
 
-    folder, recipe = settings.out, replace(FINAL, steps=settings.final_steps)
+    task.close()  # what follows is measured one by one
+    folder, recipe = settings.folder, replace(FINAL, steps=settings.final_steps)
     seeds = tuple(range(settings.seed + 1000, settings.seed + 1000 + settings.final_seeds))
     with console.status(f"final finetuning of the {settings.shortlist} best policies"):
         # what an agent decides without a search is what it is
@@ -44,6 +45,7 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
     about = {
         "env": settings.env_id,
         "algorithm": settings.algorithm,
+        "search_seed": settings.seed,
         "final_recipe": asdict(recipe),
         "torch_threads": torch.get_num_threads(),
     }

@@ -27,9 +27,12 @@ def environment_of(settings: Search, source: Source | None) -> QuantizationEnv:
     import torch
 
     from haq_env.make import make_env
+    from haq_env.residual import ResidualEnv
 
     learned = {} if source is None else {"scales": source.scales}
     env = make_env(settings.env_id, **settings.task_settings(), **learned)
+    if isinstance(env, ResidualEnv):
+        env.prior_seed = settings.seed
     if not settings.is_baseline:
         check_env(settings.algo, env)
     if source is not None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
 from tyro.conf import arg
 
 from haq_env.agents.methods import algorithm_of, check_method, env_id, methods
-from haq_env.cost import UNITS
 from haq_env.errors import InputError, OccupiedError, unknown_name
 from haq_env.evaluation.recipe import RECIPES, Recipe
 from haq_env.options import OptionalPath
@@ -22,9 +20,7 @@ from haq_env.search import SEARCH
 from haq_env.summation import pin
 
 if TYPE_CHECKING:
-    from haq_env.agents.transfer import Source
-    from haq_env.env import QuantizationEnv
-    from haq_env.search.history import History
+    pass
 
 
 # of a search; what is done with its result may change when it is resumed
@@ -54,7 +50,7 @@ class Search:
 
     env: str = "HAQ-BISMO-Edge-v0"
     """Registered environment (see haq-env envs); of a plain id an agent takes its own variant."""
-    algo: Annotated[str, arg(metavar="{" + ",".join(methods()) + "}")] = "sac"
+    algo: Annotated[str, arg(metavar="{" + ",".join(methods()) + "}")] = "residual-ppo"
     """Baseline or, from ddpg on, agent; residual-NAME is one that corrects a sensitivity table."""
     haq: Literal["paper", "released"] = "paper"
     """With haq-ddpg: what to follow where HAQ's paper and its released code differ."""
@@ -63,9 +59,11 @@ class Search:
     transfer_from: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder of a finished run: start from what its agent has learned there."""
     seed: int = 0
-    """Seed of the search and of the finetuning inside the reward."""
-    out: Path = Path("runs/demo")
-    """Folder for everything that is written."""
+    """Seed of the search, and of the final finetuning."""
+    reward_seed: int = 0
+    """Seed of the finetuning inside the reward: searches of one problem have the same."""
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """Folder for everything that is written; runs/ENV-ALGO-SEED when not given."""
     network: Annotated[str | None, arg(metavar="NETWORK")] = None
     """Network with trained weights, or package.module:factory that returns a trained module."""
     dataset: Annotated[str | None, arg(metavar="DATASET")] = None
@@ -106,6 +104,8 @@ class Search:
     """Best policies of the search that are finetuned in full before one of them is chosen."""
     device: str = "cpu"
     """Torch device for finetuning."""
+    graphs: Annotated[Literal["auto", "on", "off"] | None, arg(metavar="{auto,on,off}")] = None
+    """Whether a CUDA device measures policies side by side; auto, where that is faster."""
     threads: int = 1
     """Torch threads; sums depend on their number, so one is what repeats elsewhere."""
     arithmetic: Annotated[Literal["avx2"] | None, arg(metavar="{avx2}")] = None
@@ -120,11 +120,7 @@ class Search:
         if self.algo not in methods(transfer=True):
             raise unknown_name("--algo", self.algo, methods())
         check_method(self.algo)
-        for name in ("episodes", "final_seeds", "shortlist", "threads", "workers"):
-            if name == "episodes" and self.transfer_from is not None and self.episodes == 0:
-                continue
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        self._check_numbers()
         if self.workers > 1 and self.threads > 1:
             raise InputError("each of several --workers has one thread: drop --threads.")
         if self.resume and self.overwrite:
@@ -132,14 +128,31 @@ class Search:
         if self.reward_steps is not None and self.reward_steps < 1:
             raise InputError("--reward-steps must be 1 or more; --evaluator ptq_bn takes none.")
         self.reward_recipe()
-        if self.final_steps < 0:
-            raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed must be 0 to {2**31 - 1}, not {self.seed}.")
         if self.transfer_from is not None and self.is_baseline:
             raise InputError(f"{self.algo} is a baseline and has no agent: drop --transfer-from.")
-        if self.transfer_from is not None and self.transfer_from.resolve() == self.out.resolve():
+        if self.transfer_from is not None and self.transfer_from.resolve() == self.folder.resolve():
             raise InputError("--transfer-from and --out are one folder: give --out another.")
+
+    def _check_numbers(self) -> None:
+        for name in ("episodes", "final_seeds", "shortlist", "threads", "workers"):
+            if name == "episodes" and self.transfer_from is not None and self.episodes == 0:
+                continue
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, not {getattr(self, name)}.")
+        if self.final_steps < 0:
+            raise InputError(f"final_steps must be 0 or more, not {self.final_steps}.")
+        for name in ("seed", "reward_seed"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise InputError(f"{name} must be 0 to {2**31 - 1}, not {getattr(self, name)}.")
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        if self.out is not None:
+            return self.out
+        problem = self.env if self.network is None else self.network
+        words = re.findall(r"[\w.]+", f"{problem} {self.algo} {self.seed}")
+        return Path("runs") / "-".join(words)
 
     @property
     def is_baseline(self) -> bool:
@@ -169,12 +182,13 @@ class Search:
                 "bits",
                 "quantizer",
                 "inference",
+                "graphs",
                 "cache",
             )
         }
         given["budget"] = _number(self.budget)
         given["evaluator"] = self.reward_recipe()
-        given |= {"seed": self.seed, "device": self.device, "workers": self.workers}
+        given |= {"seed": self.reward_seed, "device": self.device, "workers": self.workers}
         return {name: value for name, value in given.items() if value is not None}
 
     def reward_recipe(self) -> str | Recipe | None:
@@ -211,11 +225,12 @@ class Search:
         """Search, finetune, report."""
         if self.arithmetic is not None:
             pin()  # before anything loads torch
+        from haq_env.commands.searching import search
         from haq_env.evaluation.batch import WorkerError
         from haq_env.report.terminal import Live, silence
 
         try:
-            self._run(Live())
+            search(self, Live())
         except KeyboardInterrupt:
             print("stopped; --resume goes on from the last finished episode", file=sys.stderr)
             raise SystemExit(130) from None
@@ -229,70 +244,6 @@ class Search:
         except OSError as error:  # files are written with errors of their own
             silence()
             raise InputError(f"cannot go on: {error.strerror or error}.") from error
-
-    def _run(self, console: Console) -> None:
-        import torch
-
-        from haq_env.agents.transfer import Source
-        from haq_env.commands.conclusion import conclude
-        from haq_env.commands.environment import environment_of
-        from haq_env.evaluation.fingerprint import digest
-        from haq_env.run_folder import made_of, open_folder
-
-        self.check()
-        torch.set_num_threads(self.threads)
-        source = None if self.transfer_from is None else Source.open(self.transfer_from)
-        env = environment_of(self, source)
-        settings = {**self.record(), **made_of(env.task, self.checkpoint)}
-        if source is not None:  # a resumed run goes on from the same agent
-            settings["transferred"] = digest([("agent", source.state.read_bytes())])
-        open_folder(self.out, settings, resume=self.resume, overwrite=self.overwrite)
-        task = env.task
-        budget = task.budget
-        console.print(
-            f"[bold]{escape(self.env_id)}[/bold]: {len(task.layers)} layers of "
-            f"{escape(self.network or task.layers.network)} on "
-            f"{escape(self.dataset or str(task.settings['dataset']))}, quantizer "
-            f"{task.settings['quantizer']}, {len(task.space.steps)} decisions, {budget.metric} on "
-            f"{escape(task.costs.hardware)} at most {budget.limit:.4g} {UNITS[budget.metric]} "
-            f"({budget.ratio:.3f} of 8 bits), searched by {self.algo}"
-        )
-        history = self._search(env, source, console)
-        if not history:
-            raise KeyboardInterrupt  # before the first evaluation was finished: nothing was found
-        if len(history) <= self.episodes:
-            why = "Stopped" if history.interrupted else f"{self.algo} was done"
-            more = "; --resume goes on from here" if history.interrupted else ""
-            console.print(f"{why} after {len(history) - 1} episodes{more}.")
-        conclude(self, task, history, console)
-
-    def _search(self, env: QuantizationEnv, source: Source | None, console: Console) -> History:
-        from haq_env.agents.run import search_with_agent
-        from haq_env.agents.searching import search_policy
-        from haq_env.agents.transfer import apply_agent
-        from haq_env.search.progress import SearchProgress
-
-        if source is not None and not self.episodes:
-            return apply_agent(source, env, self.agent_settings(), self.out / "episodes.csv")
-        kept: dict[str, Any] = {"folder": self.out, "resume": self.resume}
-        learned: dict[str, Any] = {}
-        if source is not None:
-            learned = {"prepare": source.warm_start, "warmup": 0}
-        with SearchProgress(env.task, self.episodes, console) as progress:
-            if self.is_baseline:
-                return search_policy(
-                    env.task, self.algo, self.episodes + 1, self.seed, **kept, progress=progress
-                )
-            return search_with_agent(
-                env,
-                self.algorithm,
-                self.episodes,
-                self.seed,
-                **kept,
-                progress=progress,
-                settings=self.agent_settings(),
-                **learned,
-            )
 
 
 def _number(budget: str | None) -> float | str | None:

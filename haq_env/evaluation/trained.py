@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from haq_env.errors import unknown_name
 from haq_env.evaluation.answers import Answers, key_of
 from haq_env.evaluation.bench import Bench, Subject
 from haq_env.evaluation.measuring import Measurer
@@ -197,8 +198,14 @@ class TrainedEvaluator:
 
         Returns:
             Top-1 in percent by split.
+
+        Raises:
+            InputError: there is no such split, or bits that this quantizer does not define.
         """
         bench = self.bench
+        for part in parts:
+            if part not in bench.images:
+                raise unknown_name("split", part, bench.images)
         with self.measurer.alone():
             return bench.measure(bits, recipe, seed, parts)
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import astuple
 
 from haq_env.errors import InputError
-from haq_env.leaderboard.protocol import Cell, Outcome, Step
+from haq_env.leaderboard.protocol import Cell, Improvement, Outcome
 
 
 def outcome_to_json(outcome: Outcome) -> str:
@@ -33,7 +33,9 @@ def outcome_from_json(cell: Cell, text: str) -> Outcome:
         record = json.loads(text)
         return Outcome(
             cell,
-            tuple(Step(int(k), str(w), str(a), float(top)) for k, w, a, top in record["steps"]),
+            tuple(
+                Improvement(int(k), str(w), str(a), float(top)) for k, w, a, top in record["steps"]
+            ),
             int(record["evaluations"]),
             float(record["charge"]),
             int(record["repeats"]),

@@ -143,7 +143,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Step:
+class Improvement:
     """A policy that was better than all before it in its run.
 
     Attributes:
@@ -186,7 +186,7 @@ class Outcome:
     """
 
     cell: Cell
-    steps: tuple[Step, ...]
+    steps: tuple[Improvement, ...]
     evaluations: int
     charge: float = 0.0
     repeats: int = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from haq_env.errors import InputError, unknown_name
 from haq_env.leaderboard.arithmetic import arithmetic
-from haq_env.leaderboard.protocol import Cell, Outcome, Step, Track
+from haq_env.leaderboard.protocol import Cell, Improvement, Outcome, Track
 from haq_env.leaderboard.store import CACHE
 from haq_env.search import Search
 from haq_env.search.history import Trial
@@ -88,12 +88,12 @@ def run_cell(track: Track, cell: Cell, folder: Path | None = None) -> Outcome:
     )
 
 
-def improvements(trials: Sequence[Trial]) -> tuple[Step, ...]:
+def improvements(trials: Sequence[Trial]) -> tuple[Improvement, ...]:
     """List the trials that were better than all before them; the first one always is."""
-    steps: list[Step] = []
+    steps: list[Improvement] = []
     for number, trial in enumerate(trials, start=1):
         if not steps or trial.accuracy > steps[-1].accuracy:
-            steps.append(Step(number, trial.w_bits, trial.a_bits, trial.accuracy))
+            steps.append(Improvement(number, trial.w_bits, trial.a_bits, trial.accuracy))
     return tuple(steps)
 
 

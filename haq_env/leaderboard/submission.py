@@ -23,8 +23,8 @@ from haq_env.leaderboard.protocol import (
     TUNING_SEEDS,
     VERSION,
     Cell,
+    Improvement,
     Outcome,
-    Step,
     find_track,
 )
 from haq_env.leaderboard.untrusted import Fields, parse, read_text
@@ -275,16 +275,18 @@ def _claim(line: str, where: str) -> Claim:
     charge, seconds = fields.number("charge"), fields.number("seconds")
     repeats = fields.integer("repeats", 0, evaluations)
     arithmetic = fields.text("arithmetic", pattern=FORM)
-    steps: list[Step] = []
+    steps: list[Improvement] = []
     costs: list[float] = []
     for number, value in enumerate(fields.items("steps", evaluations), 1):
         inner = Fields(value, f"{where}, step {number}")
         # Which digits a track allows is seen when it is verified.
         digits = {name: inner.text(name, longest=MOST_LAYERS) for name in ("w_bits", "a_bits")}
-        step = Step(inner.integer("evaluation", 1), **digits, accuracy=inner.number("accuracy"))
+        step = Improvement(
+            inner.integer("evaluation", 1), **digits, accuracy=inner.number("accuracy")
+        )
         costs.append(inner.number("cost"))
         inner.done()
-        before = steps[-1] if steps else Step(0, "", "", -1.0)
+        before = steps[-1] if steps else Improvement(0, "", "", -1.0)
         if step.evaluation <= before.evaluation or step.accuracy <= before.accuracy:
             raise InputError(f"{where}, step {number}: every step must be a later and better one.")
         steps.append(step)

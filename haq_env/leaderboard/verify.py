@@ -12,7 +12,7 @@ from haq_env.errors import InputError
 from haq_env.leaderboard.arithmetic import arithmetic, tolerance
 from haq_env.leaderboard.claims import wrong_at_once
 from haq_env.leaderboard.judge import Question, measure_all
-from haq_env.leaderboard.protocol import Cell, Outcome, Step, find_track
+from haq_env.leaderboard.protocol import Cell, Improvement, Outcome, find_track
 from haq_env.leaderboard.published import differences
 from haq_env.leaderboard.submission import Claim, Submission
 from haq_env.leaderboard.verified import Key, Scored, Verified, VerifiedRun
@@ -174,7 +174,7 @@ def _tracks(claims: Sequence[Claim]) -> set[str]:
     return {claim.outcome.cell.track for claim in claims}
 
 
-def _key(cell: Cell, step: Step) -> Key:
+def _key(cell: Cell, step: Improvement) -> Key:
     return cell.track, step.w_bits, step.a_bits
 
 

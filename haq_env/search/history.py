@@ -14,7 +14,7 @@ import numpy as np
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation
 from haq_env.files import writing
-from haq_env.policy import Bits, from_digits, to_digits
+from haq_env.policy import Bits, as_policy, from_digits, to_digits
 from haq_env.search.charge import Charge, charge_file
 from haq_env.task import Task
 
@@ -260,8 +260,18 @@ def measure(task: Task, requested: Bits, history: History, *, project: bool = Tr
         history: what it is added to.
         project: bring it inside the budget, and spend the slack, before it is evaluated. False
             takes a policy as it is that fits already, such as a uniform one.
+
+    Raises:
+        InputError: the policy is none of this network, or does not fit and is not projected.
     """
+    requested = as_policy(requested, len(task.layers))
     bits = task.project(requested) if project else requested
+    if not task.budget.fits(bits):
+        raise InputError(
+            f"a policy of cost {task.cost(bits):.6g} is over the budget of "
+            f"{task.budget.limit:.6g}: "
+            "bring it inside with task.project, or measure it with project=True."
+        )
     result = task.evaluate(bits)
     trial = trial_of(task, bits, requested, result)
     history.add(trial)

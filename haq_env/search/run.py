@@ -61,7 +61,9 @@ def search_with_baseline(
         History.load(log, keep=len(known))  # a row that was cut off goes
     for trial in known:
         task.remember(trial.bits, trial.accuracy)
-    found = RecordedHistory(log, progress or (lambda _: None), known, anew=not resume)
+    found = RecordedHistory(
+        log, progress or (lambda _: None), known, anew=not resume, most=evaluations
+    )
     try:
         watched = "history" in inspect.signature(search).parameters
         returned = search(task, evaluations, seed, **({"history": found} if watched else {}))
@@ -99,6 +101,7 @@ class RecordedHistory(History):
         known: trials of an interrupted run of the same search, which are in the file. The search
             repeats them, from remembered answers; what comes after them is new.
         anew: a run that is there is thrown away, once there is a first trial to write.
+        most: how many trials there may be.
     """
 
     def __init__(
@@ -108,8 +111,10 @@ class RecordedHistory(History):
         known: History,
         *,
         anew: bool = False,
+        most: int | None = None,
     ) -> None:
         super().__init__(path)
+        self._most = most
         self._progress, self._known, self._anew = progress, known, anew
         self._charge = known.charge  # paid when the search began
 
@@ -117,8 +122,10 @@ class RecordedHistory(History):
         """Append one trial.
 
         Raises:
-            InputError: it is not the one that the earlier run measured here.
+            InputError: it is not the one that the earlier run measured here, or one too many.
         """
+        if self._most is not None and len(self) >= self._most:
+            raise InputError(f"the search goes on after the {self._most} evaluations that it has.")
         if len(self) < len(self._known):
             known = self._known[len(self)]
             if (known.w_bits, known.a_bits) != (trial.w_bits, trial.a_bits):
