@@ -15,7 +15,17 @@ from haq_env.leaderboard.verified import Key, Scored, Verified, VerifiedRun
 
 BASELINE = "random"
 # this package's own submissions
-OWN = ("baselines", "transfer", "cifar10", "agents", "more", "law", "seeds", "more-seeds")
+OWN = (
+    "baselines",
+    "transfer",
+    "cifar10",
+    "agents",
+    "more",
+    "law",
+    "seeds",
+    "more-seeds",
+    "residual",
+)
 PACKAGE = "haq-env"  # their owner
 
 
