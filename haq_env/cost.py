@@ -93,11 +93,12 @@ class CostTable:
                     f"cost table {self.hardware!r}: {metric} has the shape "
                     f"{list(np.shape(grid))}, not {list(shape)}."
                 )
-            if not np.isfinite(grid).all():
-                layer, w, a = (int(i[0]) for i in np.nonzero(~np.isfinite(grid)))
+            usable = np.isfinite(grid) & (np.asarray(grid) >= 0)
+            if not usable.all():
+                layer, w, a = (int(i[0]) for i in np.nonzero(~usable))
                 raise InputError(
                     f"cost table {self.hardware!r}: {metric} of layer {self.names[layer]!r} at "
-                    f"w_bits = {w + 1}, a_bits = {a + 1} is missing or not finite."
+                    f"w_bits = {w + 1}, a_bits = {a + 1} is missing, not finite or below 0."
                 )
 
     def grid(self, metric: str) -> Grid:

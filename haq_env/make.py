@@ -148,7 +148,7 @@ def make_task(
         **about,
     }
     if tuple(pinned) != (0, -1):
-        settings["pinned"] = list(pinned)
+        settings["pinned"] = [each if isinstance(each, str) else int(each) for each in pinned]
     if early_stopping is not None:
         settings["early_stopping"] = float(early_stopping)
     if inference != "float":

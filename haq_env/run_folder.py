@@ -25,6 +25,7 @@ _FILES = (
     "policy.json",
     NETWORK,
 )
+_PLOTS = ("bits.png", "search.png", "roofline.png", "roofline.svg")
 
 
 def open_folder(
@@ -61,7 +62,7 @@ def open_folder(
     if resume and (there or path.exists()):
         _check_same(path, json.loads(text))
         return
-    for name in _FILES:
+    for name in (*_FILES, *_PLOTS):
         (folder / name).unlink(missing_ok=True)
     replace_file(path, text)
 

@@ -98,6 +98,11 @@ class Task:
         if not isinstance(answer, Evaluation):
             name = f"{type(self.evaluator).__name__}.evaluate{'_each' * (how == 'yield')}"
             raise InputError(f"{name} must {how} a haq_env.Evaluation, not {answer!r}.")
+        if not 0 <= answer.accuracy <= 100:  # so is NaN, which would be the best one for ever
+            raise InputError(
+                f"{type(self.evaluator).__name__}: an accuracy must be a percentage, 0 to 100, not "
+                f"{answer.accuracy!r}."
+            )
         return answer
 
     def remember(self, bits: Bits, accuracy: float) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from haq_env.agents.algorithms import WARMUP, make_agent
@@ -75,7 +76,7 @@ def search_with_agent(
     if episodes < 1:
         raise InputError(f"episodes must be 1 or more, not {episodes}.")
     warmup = min(warmup, max(1, episodes // 3))
-    agent = make_agent(algorithm, env, seed, warmup, **(settings or {}))
+    agent = _without_a_log(make_agent(algorithm, env, seed, warmup, **(settings or {})))
     place = None if folder is None else make_folder(folder)
     log = None if place is None else place / "episodes.csv"
     state = None if place is None else place / "agent.pt"
@@ -110,6 +111,13 @@ def search_with_agent(
     except KeyboardInterrupt:
         history.interrupted = True  # asked for: what has been found is returned
     return history
+
+
+def _without_a_log(agent: BaseAlgorithm) -> BaseAlgorithm:
+    """Keep SB3 from making a folder for a log that nobody has asked for."""
+    if not agent.verbose and agent.tensorboard_log is None:
+        agent.set_logger(Logger(None, []))
+    return agent
 
 
 def _gone_on(agent: BaseAlgorithm, state: Path, log: Path, task: Task, episodes: int) -> History:

@@ -38,10 +38,14 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
     found, uniform = best.bits, task.uniform()
     finals = {}
     scratch = folder / f"{NETWORK}.part"
-    for name, bits in {"uniform": uniform, "found": found}.items():
-        with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
-            path = scratch if name == "found" else None
-            finals[name] = (bits, finish(task, bits, recipe, seeds, path))
+    try:
+        for name, bits in {"uniform": uniform, "found": found}.items():
+            with console.status(f"final finetuning of the {name} policy, {len(seeds)} times"):
+                path = scratch if name == "found" else None
+                finals[name] = (bits, finish(task, bits, recipe, seeds, path))
+    except BaseException:  # Ctrl-C, mostly
+        scratch.unlink(missing_ok=True)
+        raise
     about = {
         "env": settings.env_id,
         "algorithm": settings.algorithm,

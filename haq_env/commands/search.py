@@ -243,7 +243,8 @@ class Search:
             raise
         except OSError as error:  # files are written with errors of their own
             silence()
-            raise InputError(f"cannot go on: {error.strerror or error}.") from error
+            where = f": {error.filename}" if error.filename else ""
+            raise InputError(f"cannot go on: {error.strerror or error}{where}.") from error
 
 
 def _number(budget: str | None) -> float | str | None:

@@ -34,6 +34,8 @@ def search(settings: Search, console: Console) -> None:
     decides = {**settings.record(), **made_of(env.task, settings.checkpoint)}
     if source is not None:  # a resumed run goes on from the same agent
         decides["transferred"] = digest([("agent", source.state.read_bytes())])
+    if settings.overwrite:  # a network that cannot be used must not cost an earlier run
+        env.task.trained().bench  # noqa: B018
     open_folder(settings.folder, decides, resume=settings.resume, overwrite=settings.overwrite)
     task = env.task
     budget = task.budget

@@ -60,7 +60,7 @@ def cifar10(root: str | Path | None = None, val: int = 5_000, seed: int = 0) -> 
     Raises:
         InputError: nothing there, damaged, or not ten classes of equally many images.
     """
-    folder = (cache_folder() / "cifar10" if root is None else Path(root)).resolve()
+    folder = (cache_folder() / "cifar10" if root is None else Path(root).expanduser()).resolve()
     if root is None and (not _kind(folder) or (folder / _LOCK).exists()):
         _download(folder)
     kind = _kind(folder)

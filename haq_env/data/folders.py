@@ -128,7 +128,7 @@ def imagenet(
 def _checked(root: str | Path, name: str) -> Path:
     if not str(root):
         raise InputError(f"data set {name!r} needs a folder: write {name}:FOLDER.")
-    folder = Path(root).resolve()  # one cache, however it is spelled
+    folder = Path(root).expanduser().resolve()  # one cache, however it is spelled
     if not folder.is_dir():
         raise InputError(f"image folder {root} does not exist or is no folder.")
     return folder

@@ -53,10 +53,21 @@ def load_dataset(dataset: str | Dataset, **options: Any) -> Dataset:
         if option not in known and not anything:
             what = name if named else dataset
             raise unknown_name(f"option of data set {what!r}:", option, known)
-    loaded = factory(**options) if callable(factory) else factory
+    loaded = _called(dataset, factory, options, named) if callable(factory) else factory
     if not isinstance(loaded, Dataset):
         raise InputError(f"data set {dataset!r} is {type(loaded).__name__}, not a Dataset.")
     return loaded
+
+
+def _called(name: str, factory: Callable[..., Any], options: dict[str, Any], named: bool) -> Any:
+    try:
+        return factory(**options)
+    except Exception as error:
+        if named or isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"data set {name!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def dataset_argument(dataset: str) -> str:

@@ -47,7 +47,13 @@ def cost_table(
         InputError: no such hardware, or what a user's own one returns is no table of these layers.
     """
     hardware = load_hardware(spec, **parameters)
-    costs = hardware.cost_table(layers)
+    try:
+        costs = hardware.cost_table(layers)
+    except InputError:
+        raise
+    except Exception as error:
+        what = f"hardware {type(hardware).__name__}: cost_table failed"
+        raise InputError(f"{what}: {type(error).__name__}: {error}") from error
     if not isinstance(costs, CostTable):
         raise InputError(
             f"hardware {type(hardware).__name__}: cost_table must return a haq_env.cost.CostTable, "

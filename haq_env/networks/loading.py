@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -169,6 +169,14 @@ def _accepted(factory: Callable[..., Any], settings: dict[str, Any]) -> dict[str
     return {name: value for name, value in settings.items() if name in keywords}
 
 
+def _kind(thing: object) -> str:
+    """Say what a factory has returned, which may be too large to be printed."""
+    if thing is None or isinstance(thing, bool | int | float):
+        return repr(thing)
+    hint = " (weights go into a module with load_state_dict)" if isinstance(thing, Mapping) else ""
+    return f"an object of type {type(thing).__name__}{hint}"
+
+
 def _called(name: str, factory: Callable[..., Any], settings: dict[str, Any]) -> nn.Module:
     try:
         network = factory(**settings)
@@ -179,5 +187,5 @@ def _called(name: str, factory: Callable[..., Any], settings: dict[str, Any]) ->
             f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(network, nn.Module):
-        raise InputError(f"network {name!r}: the factory returned {network!r}, no nn.Module.")
+        raise InputError(f"network {name!r}: the factory returned {_kind(network)}, no nn.Module.")
     return network

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -173,6 +174,17 @@ def _apart(module: nn.Module) -> nn.Module:
     return network
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging the traceback of an operation that failed on shapes alone."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def _called(network: nn.Module, sample: Tensor) -> set[str]:
     """Run a network once; return the paths of the quantizable layers that are called.
 
@@ -189,7 +201,7 @@ def _called(network: nn.Module, sample: Tensor) -> set[str]:
     try:
         with fastpath_off(), evaluation_mode(network):
             try:
-                with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
                     network(mode.from_tensor(sample))
             except Exception:  # not every operation knows shapes alone
                 called.clear()
