@@ -220,9 +220,8 @@ def fill(settings: Settings, console: Console) -> int:
                 try:
                     futures[pool.submit(work, job, settings.out)] = job
                 except BrokenProcessPool as error:
-                    raise InputError(
-                        "a worker process died (out of memory?): call it again, it goes on."
-                    ) from error
+                    died = "a worker process died (out of memory?): call it again, it goes on."
+                    raise InputError(died) from error
             if not futures:
                 return failed
             try:
@@ -281,8 +280,7 @@ def report(task: str, settings: Settings, console: Console) -> str:
     """Write the raw runs, the plots and the table of one task; return the table."""
     jobs = settings.jobs_of(task)
     runs = {}
-    path = settings.results / f"{slug(task)}.csv"
-    if path.exists() and not settings.quick:
+    if (path := settings.results / f"{slug(task)}.csv").exists() and not settings.quick:
         runs = {(run.task, run.method, run.seed): run for run in read_csv(path)}
     files = jobs if settings.quick else every(task, settings.out, jobs[0].evaluations)
     for file in files if task in settings.tasks else ():

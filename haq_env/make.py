@@ -72,7 +72,7 @@ def make_task(
         budget: share in (0, 1] of the 8-bit network's cost, or ``"w4a4"`` for that policy's cost.
         bits: smallest and largest width that may be chosen, within 1 to 8.
         pinned: layers that stay at 8 bits, by index or by name: the first and the last, as in HAQ.
-            ``()`` leaves none out.
+            ``()`` pins none.
         quantizer: ``"linear"``, ``"kmeans"`` for weights only, or ``"lsq"`` for learned steps.
         clip: ``"mse"``, ``"haq-kl"`` for HAQ's own rule, ``"max"``, the largest magnitude (of a
             sample, for inputs), or ``"lsq"``; learned steps start there.

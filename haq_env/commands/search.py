@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import arg
@@ -18,10 +18,6 @@ from haq_env.options import OptionalPath
 from haq_env.quantization import QUANTIZERS
 from haq_env.search import SEARCH
 from haq_env.summation import pin
-
-if TYPE_CHECKING:
-    pass
-
 
 # of a search; what is done with its result may change when it is resumed
 _DECIDE_NOTHING = (
