@@ -168,12 +168,11 @@ def test_an_unreachable_budget_says_what_the_smallest_is():
     assert Budget.of(costs, space, "w4a4").fits(space.lowest)
 
 
-@pytest.mark.parametrize("cost", [0.0, -1.0])
 @pytest.mark.parametrize("budget", [0.5, 1.0, "w4a4"])
-def test_a_cost_of_nothing_cannot_be_limited(cost, budget):
+def test_a_cost_of_nothing_cannot_be_limited(budget):
     """A column of zeros in a table of measured costs, for example."""
     layers = network()
-    costs = CostTable(layers.names, {"energy": np.full((len(layers), 8, 8), cost)}, "my board")
+    costs = CostTable(layers.names, {"energy": np.zeros((len(layers), 8, 8))}, "my board")
     with pytest.raises(InputError, match=r"energy cannot be limited.*'my board'"):
         Budget.of(costs, BitSpace.of(layers), budget, "energy")
 

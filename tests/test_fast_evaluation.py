@@ -131,11 +131,11 @@ def test_an_evaluator_without_batches_is_asked_one_by_one():
         float_accuracy = 90.0
 
         def evaluate(self, bits):
-            return Evaluation(float(bits.sum()))
+            return Evaluation(float(bits.mean()))
 
     task = make_task(evaluator=Own())
     policies = some(task, 3)
-    assert accuracies(task.evaluate_batch(policies)) == [float(b.sum()) for b in policies]
+    assert accuracies(task.evaluate_batch(policies)) == [float(b.mean()) for b in policies]
     with pytest.raises(InputError, match="workers: an evaluator of your own"):
         make_task(evaluator=Own(), workers=2)
 
