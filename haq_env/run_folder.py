@@ -11,6 +11,7 @@ from haq_env.errors import InputError, OccupiedError
 from haq_env.files import replace_file
 from haq_env.final import Final
 from haq_env.policy import Bits
+from haq_env.search.folder import check_same
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
 from haq_env.versions import versions
@@ -21,6 +22,7 @@ _FILES = (
     "episodes.csv",
     "episodes.measured.csv",
     "episodes.charge.json",
+    "search.json",
     "agent.pt",
     "policy.json",
     NETWORK,
@@ -60,7 +62,7 @@ def open_folder(
             f"{folder} holds a run already: resume it, overwrite it, or take another folder."
         )
     if resume and (there or path.exists()):
-        _check_same(path, json.loads(text))
+        check_same(path, json.loads(text))
         return
     for name in (*_FILES, *_PLOTS):
         (folder / name).unlink(missing_ok=True)
@@ -94,21 +96,6 @@ def made_of(task: Task, checkpoint: Path | None) -> dict[str, str]:
         files = data.about.get("sha256")  # of sets too large to be read for this
         found["images"] = data.digest() if files is None else str(sorted(files.items()))
     return found
-
-
-def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(kept, dict):
-        raise InputError(f"{path} holds no settings of a run.")
-    for name in sorted({*kept, *settings}):
-        if kept.get(name) != settings.get(name):
-            raise InputError(
-                f"cannot resume {path.parent}: {name} was {kept.get(name)!r} and is now "
-                f"{settings.get(name)!r}."
-            )
 
 
 def save_policy(

@@ -310,6 +310,21 @@ def test_a_table_of_another_network_is_refused(tmp_path):
         read_table(tmp_path / "costs.csv", SMALL)
 
 
+def test_a_table_of_another_size_of_the_network_is_refused(tmp_path):
+    """All layers have the same names there."""
+    path = tmp_path / "costs.csv"
+    write_table(path, edge(batch=4).cost_table(SMALL))
+    assert read_table(path, SMALL).batch == 4
+    wider = conv("conv1", 3, 16, 8, 3), conv("dw", 16, 16, 8, 3, groups=16), linear("fc", 16, 10)
+    larger = conv("conv1", 3, 8, 16, 3), conv("dw", 8, 8, 16, 3, groups=8), linear("fc", 8, 10)
+    for other in (LayerTable("small", wider), LayerTable("small", larger)):
+        with pytest.raises(InputError, match=r"costs\.csv has .* 18,512 MACs .* another width"):
+            read_table(path, other)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("# macs")))
+    read_table(path, LayerTable("small", larger))  # says nothing of it
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(InputError, match=r"cannot read the table nowhere\.csv"):
         read_table("nowhere.csv", SMALL)

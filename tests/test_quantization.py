@@ -765,6 +765,8 @@ def test_unusable_networks_are_refused_by_name(float_net):
         build(Unreached(), TABLE)
     with pytest.raises(InputError, match=r"'stem'.*non-negative"):
         build(float_net, table(Layer("stem", "conv", 3, 8, (3, 3))))
+    with pytest.raises(InputError, match=r"'stem' has 216 weights, and 432 in the layer table"):
+        build(float_net, table(Layer("stem", "conv", 3, 16, (3, 3))))
     broken = Residual()
     broken.stem.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(InputError, match="weights of 'stem'"):

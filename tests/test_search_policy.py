@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from scripts import Done, run_main
@@ -21,6 +22,22 @@ from haq_env.search.history import History
 from haq_env.yardstick import yardstick
 
 TIER = ["--evaluator", "ptq_bn", "--final-steps", "0", "--final-seeds", "1", "--shortlist", "1"]
+
+
+class Flat:
+    """Likes all policies."""
+
+    float_accuracy = 90.0
+
+    def evaluate(self, bits):
+        return Evaluation(50.0)
+
+
+class Steep(Flat):
+    """Likes many bits."""
+
+    def evaluate(self, bits):
+        return Evaluation(float(bits.mean()))
 
 
 def search(*argv: str) -> Done:
@@ -229,8 +246,67 @@ def test_a_function_in_place_of_a_name_is_told_how_it_gets_one():
 def test_one_evaluation_leaves_nothing_of_an_agents_earlier_run(tmp_path):
     search_policy(yardstick(0), "ppo", 3, folder=tmp_path)
     search_policy(yardstick(0), "ppo", 1, folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["episodes.csv"]
+    kept = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert kept == {"episodes.csv", "search.json"}
     assert len(search_policy(yardstick(0), "ppo", 3, folder=tmp_path, resume=True)) == 3
+
+
+@pytest.mark.parametrize("name", ["random", "ppo"])
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"seed": 1}, "method_seed was 0 and is now 1"),
+        ({"method": "greedy"}, "method was '(random|ppo)' and is now 'greedy'"),
+        ({"budget": 0.6}, "budget was .* and is now"),
+        ({"evaluator": Flat}, "evaluator was 'Steep' and is now 'Flat'"),
+    ],
+)
+def test_a_search_never_goes_on_as_another_one(name, other, complaint, tmp_path):
+    def task(budget="w3a2", evaluator=Steep, **_):
+        return make_task(budget=budget, evaluator=evaluator())
+
+    search_policy(task(), name, 3, folder=tmp_path)
+    before = (tmp_path / "episodes.csv").read_bytes()
+    method, seed = other.get("method", name), other.get("seed", 0)
+    with pytest.raises(InputError, match=f"cannot resume .*{complaint}"):
+        search_policy(task(**other), method, 5, seed, folder=tmp_path, resume=True)
+    assert (tmp_path / "episodes.csv").read_bytes() == before
+    assert len(search_policy(task(), name, 4, folder=tmp_path, resume=True)) == 4
+    assert len(search_policy(task(**other), method, 3, seed, folder=tmp_path)) == 3  # anew
+
+
+ENDLESS = """
+import sys, time
+from haq_env import Evaluation, make_task, search_policy
+
+class Slow:
+    float_accuracy = 90.0
+    def evaluate(self, bits):
+        time.sleep(0.005)
+        return Evaluation(50.0)
+
+search_policy(make_task(evaluator=Slow()), "random", 10**6, folder=sys.argv[1])
+"""
+
+
+def test_two_processes_never_search_in_one_folder(tmp_path):
+    log = tmp_path / "episodes.csv"
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)]) as other:
+        try:
+            deadline = time.monotonic() + 120
+            while not log.exists() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            for resume in (False, True):
+                with pytest.raises(InputError, match="another search is going on in"):
+                    search_policy(yardstick(0), "random", 3, folder=tmp_path, resume=resume)
+            refused = search("--algo", "random", "--out", str(tmp_path), "--overwrite", *TIER)
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert "another search is going on in" in refused.stderr
+            assert other.poll() is None
+        finally:
+            other.kill()  # a lock that outlived it would have to be removed by hand
+    assert History.read(log)  # every row whole
+    assert len(search_policy(yardstick(0), "random", 3, folder=tmp_path)) == 3
 
 
 def over_budget(task, evaluations, seed, history=None):
@@ -275,12 +351,3 @@ def test_a_search_of_ones_own_finds_all_that_it_needs_in_the_package():
         _, _, done, _, info = env.step(env.action_space.sample())
     assert haq_env.episode_trial(task, info).accuracy == 50.0
     assert (len(history), history.charge.evaluations) == (3, 2.0)
-
-
-class Flat:
-    """Likes all policies."""
-
-    float_accuracy = 90.0
-
-    def evaluate(self, bits):
-        return Evaluation(50.0)

@@ -24,6 +24,7 @@ from haq_env.evaluation import Evaluation
 from haq_env.files import make_folder, replace_file
 from haq_env.search.charge import charge_file
 from haq_env.search.history import History, Trial, measure, trial_of
+from haq_env.search.run import SETTINGS
 from haq_env.task import Task
 
 Progress = Callable[[History], None]
@@ -84,7 +85,8 @@ def search_with_agent(
     if log is not None and state is not None:
         resume = resume and _can_go_on(log, state)
         if not resume:
-            for path in (state, log, log.with_name(MEASURED), charge_file(log)):
+            others = (log.with_name(MEASURED), charge_file(log), log.with_name(SETTINGS))
+            for path in (state, log, *others):
                 path.unlink(missing_ok=True)
     if resume and state is not None and log is not None:
         history = _gone_on(agent, state, log, env.task, episodes)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from haq_env.agents.methods import agent_env, algorithm_of, check_method
 from haq_env.errors import InputError
+from haq_env.files import make_folder, replace_file
 from haq_env.search import SEARCH
+from haq_env.search.folder import check_same, sole_owner
 from haq_env.search.history import History
-from haq_env.search.run import check_length, search_with_baseline
+from haq_env.search.run import SETTINGS, check_length, search_with_baseline
 from haq_env.task import Task
 
 
@@ -36,10 +40,11 @@ def search_policy(
         evaluations: policies to measure in all, the uniform one included, 1 or more. An agent
             plays one episode for each but the first. A method may end before, none goes on after.
         seed: of the method, 0 to 2**31 - 1; that of the finetuning is the task's.
-        folder: where ``episodes.csv`` and an agent's ``agent.pt`` are kept, made where it is
-            missing; None keeps nothing.
+        folder: where ``episodes.csv``, ``search.json`` (what it is of) and an agent's ``agent.pt``
+            are kept, made where it is missing; None keeps nothing.
         resume: go on with the search of the same arguments that is in the folder, or begin where
-            there is none; if False, one that is there is thrown away.
+            there is none; if False, one that is there is thrown away once the first policy is
+            measured. An evaluator of one's own is told from another by its type alone.
         progress: called after every evaluation with all until then.
 
     Returns:
@@ -49,17 +54,51 @@ def search_policy(
     Raises:
         InputError: an unknown method, or one that needs a package that is missing, no evaluations
             or fewer than the search in the folder has, nothing to resume from without a folder, a
-            folder that cannot be made, or what is in it is damaged or of another search.
+            folder that cannot be made, one in which another process is searching, or what is in it
+            is damaged or of another search.
     """
     check_method(method)
     for name, number, least in (("evaluations", evaluations, 1), ("seed", seed, 0)):
         whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
         if not whole or not least <= number < 2**31:
             raise InputError(f"{name} must be an integer, {least} or more, not {number!r}.")
-    if resume and folder is None:
-        raise InputError("to resume a search give its folder.")
-    if resume and folder is not None:
-        check_length(Path(folder) / "episodes.csv", evaluations)
+    if folder is None:
+        if resume:
+            raise InputError("to resume a search give its folder.")
+        return _search(task, method, evaluations, seed, None, False, progress)
+    place = make_folder(folder)
+    with sole_owner(place):
+        about = json.loads(json.dumps(_about(task, method, seed), default=str))
+        path = place / SETTINGS
+        if resume:
+            check_length(place / "episodes.csv", evaluations)
+            if path.exists():
+                check_same(path, about)
+
+        def noted(history: History) -> None:
+            if not path.exists():  # not before: until the first evaluation an earlier run stays
+                replace_file(path, json.dumps(about, indent=1) + "\n")
+            if progress is not None:
+                progress(history)
+
+        return _search(task, method, evaluations, seed, place, resume, noted)
+
+
+def _about(task: Task, method: str, seed: int) -> dict[str, Any]:
+    """Return what decides how a search comes out, apart from its length."""
+    budget = {"metric": task.budget.metric, "limit": task.budget.limit}
+    return {**task.settings, "budget": budget, "method": method, "method_seed": int(seed)}
+
+
+def _search(
+    task: Task,
+    method: str,
+    evaluations: int,
+    seed: int,
+    folder: Path | None,
+    resume: bool,
+    progress: Callable[[History], None] | None,
+) -> History:
     if method not in SEARCH and evaluations > 1:
         from haq_env.agents.run import search_with_agent
 

@@ -22,10 +22,11 @@ def search(settings: Search, console: Console) -> None:
     import torch
 
     from haq_env.agents.transfer import Source
-    from haq_env.commands.conclusion import conclude
     from haq_env.commands.environment import environment_of
     from haq_env.evaluation.fingerprint import digest
+    from haq_env.files import make_folder
     from haq_env.run_folder import made_of, open_folder
+    from haq_env.search.folder import sole_owner
 
     settings.check()
     torch.set_num_threads(settings.threads)
@@ -36,7 +37,16 @@ def search(settings: Search, console: Console) -> None:
         decides["transferred"] = digest([("agent", source.state.read_bytes())])
     if settings.overwrite:  # a network that cannot be used must not cost an earlier run
         env.task.trained().bench  # noqa: B018
-    open_folder(settings.folder, decides, resume=settings.resume, overwrite=settings.overwrite)
+    with sole_owner(make_folder(settings.folder)):
+        open_folder(settings.folder, decides, resume=settings.resume, overwrite=settings.overwrite)
+        _search(settings, env, source, console)
+
+
+def _search(
+    settings: Search, env: QuantizationEnv, source: Source | None, console: Console
+) -> None:
+    from haq_env.commands.conclusion import conclude
+
     task = env.task
     budget = task.budget
     console.print(
@@ -61,9 +71,9 @@ def _found(
     settings: Search, env: QuantizationEnv, source: Source | None, console: Console
 ) -> History:
     from haq_env.agents.run import search_with_agent
-    from haq_env.agents.searching import search_policy
     from haq_env.agents.transfer import apply_agent
     from haq_env.search.progress import SearchProgress
+    from haq_env.search.run import search_with_baseline
 
     if source is not None and not settings.episodes:
         return apply_agent(source, env, settings.agent_settings(), settings.folder / "episodes.csv")
@@ -73,7 +83,7 @@ def _found(
         learned = {"prepare": source.warm_start, "warmup": 0}
     with SearchProgress(env.task, settings.episodes, console) as progress:
         if settings.is_baseline:
-            return search_policy(
+            return search_with_baseline(
                 env.task,
                 settings.algo,
                 settings.episodes + 1,

@@ -47,6 +47,7 @@ def write_table(path: str | Path, table: CostTable) -> None:
         ("clock_hz", "" if table.clock_hz is None else _exact(table.clock_hz)),
         ("source", table.source),
         ("metric", table.metric),
+        ("macs", _macs(table)),
     ]
     header += [("note", note) for note in table.notes]
     for column, metric in COLUMNS.items():
@@ -71,7 +72,9 @@ def read_table(path: str | Path, layers: LayerTable) -> CostTable:
     """Read the costs of a network from a CSV file.
 
     Lines ``# key: value`` above the columns say what the numbers are: hardware, batch, clock_hz,
-    source and any number of notes. Two sets of columns are read:
+    source, any number of notes, and macs, of one sample in all layers: layers of a network of
+    another width or for other images have the same names, and are told apart by it. Two sets of
+    columns are read:
 
     * ``layer,w_bits,a_bits,value`` with ``# metric: latency`` and ``# unit: ms`` in the header.
       Units are s, ms, us, ns for latency; J, mJ, uJ for energy; bytes, KiB, MiB for size and
@@ -86,11 +89,18 @@ def read_table(path: str | Path, layers: LayerTable) -> CostTable:
 
     Raises:
         InputError: a field is missing, given twice, not a number or not allowed; the message
-            names the file, the line, the field, its value and what is allowed.
+            names the file, the line, the field, its value and what is allowed. Or the file is for
+            another size of the network.
     """
     sheet = Sheet.read(Path(path))
     about = sheet.about
     grids = sheet.grids(layers)
+    macs, expected = sheet.number("macs"), sum(layer.macs for layer in layers)
+    if macs is not None and macs != expected:
+        raise InputError(
+            f"{path} has the costs of {macs:,.0f} MACs a sample (line '# macs'), and "
+            f"{layers.network!r} has {expected:,}: the table is for another width or image size."
+        )
     batch, clock = sheet.number("batch"), sheet.number("clock_hz")
     if batch is not None and (batch < 1 or batch % 1):
         raise InputError(f"{path}: batch must be a positive integer, not {about['batch']!r}.")
@@ -126,6 +136,12 @@ def lint_file(path: str | Path, layers: LayerTable) -> list[str]:
         return lint_table(read_table(path, layers))
     except InputError as error:
         return [str(error)]
+
+
+def _macs(table: CostTable) -> str:
+    """Return the multiply-accumulates of one sample; empty where the table does not count them."""
+    grid = table.values.get("macs")
+    return "" if grid is None else _exact(grid[:, 0, 0].sum() / table.batch)
 
 
 def _exact(number: float) -> str:

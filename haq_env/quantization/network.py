@@ -288,9 +288,15 @@ def _find(module: nn.Module, layers: LayerTable) -> dict[str, nn.Module]:
             f"{', '.join(name for name, part in parts.items() if hasattr(part, 'weight'))[:200]}."
         )
     for layer in layers:
-        if not isinstance(parts[layer.name], (nn.Conv2d, nn.Linear)):
+        part = parts[layer.name]
+        if not isinstance(part, (nn.Conv2d, nn.Linear)):
             raise InputError(
                 f"layer {layer.name!r}: only nn.Conv2d and nn.Linear can be quantized, "
-                f"not {type(parts[layer.name]).__name__}."
+                f"not {type(part).__name__}."
+            )
+        if part.weight.numel() != layer.weights:
+            raise InputError(
+                f"layer {layer.name!r} has {part.weight.numel():,} weights, and {layer.weights:,} "
+                "in the layer table, so costs would be those of another network."
             )
     return {name: parts[name] for name in layers.names}

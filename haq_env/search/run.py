@@ -13,9 +13,10 @@ from haq_env.search import SEARCH
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
 
+SETTINGS = "search.json"  # what a log is of
 # Beside a log, and of no use without it. The first two are an agent's: if they stayed, a resumed
 # search would take them for those of the new log.
-_OF_A_RUN = ("agent.pt", "episodes.measured.csv", "episodes.charge.json")
+_OF_A_RUN = ("agent.pt", "episodes.measured.csv", "episodes.charge.json", SETTINGS)
 
 
 def search_with_baseline(
