@@ -582,11 +582,44 @@ def test_labels_outside_the_classes_are_refused(part, label):
         ([(np.full((1, 8, 8), -0.1), 0)], "float images must lie in 0 to 1, not normalised"),
         ([(np.zeros((1, 8, 8)), 0), (np.zeros((1, 9, 8)), 0)], "images must have one shape"),
         ([(np.zeros((1, 8, 8)), 3)], "train has labels 3 to 3, but there are 2 classes"),
+        ([(np.full((1, 8, 8), np.nan), 0)], "image 0 has values nan to nan; float images must"),
+        ([(np.zeros((1, 8, 8), np.int64), 0)], "image 0 must be uint8 or float, channels x"),
+        ([(np.zeros((1, 2, 8, 8)), 0)], "channels x height x width, not float64 [1, 2, 8, 8]"),
+        ([(np.zeros((1, 8, 8)), 1), (np.zeros((1, 8, 8)), 0.5)], "label 1 must be an integer, not"),
+        ([np.zeros((1, 8, 8))], "item 0 must be a pair of image and label"),
+        ((np.zeros((3, 1, 8, 8)), np.zeros(2, int)), "3 images, and 2 labels"),
     ],
 )
 def test_samples_that_are_no_images_are_refused(samples, message):
     with pytest.raises(InputError, match=re.escape(message)):
         Dataset.of("mine", samples, samples, samples, classes=2, mean=[0.5], std=[0.5])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": [33.3]}, "mean must lie in 0 to 1, not (33.3,)"),
+        ({"std": [78.6]}, "std must be positive and at most 1, on the scale where white is 1"),
+        ({"std": [0.0]}, "std must be positive"),
+        ({"mean": [float("nan")]}, "mean must lie in 0 to 1"),
+        ({"mean": 0.5}, "mean and std must be one number a channel each"),
+        ({"mean": [0.5, 0.5]}, "mean must be one number for each of 1 channels, not 2"),
+    ],
+)
+def test_a_mean_or_deviation_on_another_scale_is_refused(given, message):
+    pairs = [(np.zeros((1, 8, 8)), 0)]
+    about = {"classes": 2, "mean": [0.5], "std": [0.5], **given}
+    with pytest.raises(InputError, match=re.escape(message)):
+        Dataset.of("mine", pairs, pairs, pairs, **about)
+
+
+def test_two_arrays_are_images_and_their_labels():
+    images = np.random.default_rng(0).random((6, 1, 8, 8), np.float32)
+    for labels in (np.arange(6) % 2, torch.arange(6) % 2):
+        arrays = (images, labels)
+        data = Dataset.of("mine", arrays, arrays, arrays, classes=2, mean=[0.5], std=[0.5])
+        assert np.array_equal(data.train.images, np.rint(images * 255))
+        assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
 def test_a_network_that_fails_without_a_message_is_one_clear_error():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq_env.data.splits import balanced_order
-from haq_env.errors import InputError
+from haq_env.errors import InputError, first_line
 
 _MIXED = 256  # images that clips are found from
 
@@ -114,8 +115,13 @@ class Dataset:
                     f"data set {self.name!r}: {name} must be one number for each of {shape[0]} "
                     f"channels, not {len(getattr(self, name))}."
                 )
-        if not all(value > 0 for value in self.std):
-            raise InputError(f"data set {self.name!r}: std must be positive, not {self.std}.")
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise InputError(f"data set {self.name!r}: mean must lie in 0 to 1, not {self.mean}.")
+        if not all(0 < value <= 1 for value in self.std):
+            raise InputError(
+                f"data set {self.name!r}: std must be positive and at most 1, on the scale where "
+                f"white is 1, not {self.std}."
+            )
         self._check_mixed()
 
     def _check_mixed(self) -> None:
@@ -164,14 +170,19 @@ class Dataset:
             name: what to call it in reports.
             train: a `Split`, or pairs of an image and a label such as a torchvision data set
                 yields them: PIL images, uint8 arrays, or float arrays from 0 to 1 (not yet
-                normalised), channels first; all of one size. Pairs may come sorted by class: a
-                fixed shuffle mixes them. A `Split` must be mixed.
+                normalised), channels first; all of one size. Or two arrays, (images, labels).
+                Pairs may come sorted by class: a fixed shuffle mixes them. A `Split` must be mixed.
             val: likewise, held out of training.
             test: likewise, for the final figures only.
             classes: number of classes.
             mean: per channel, on the scale 0 to 1.
             std: per channel.
+
+        Raises:
+            InputError: images, labels, mean or std cannot be used; the message says which and why.
         """
+        if not (isinstance(mean, Sequence | np.ndarray) and isinstance(std, Sequence | np.ndarray)):
+            raise InputError(f"data set {name!r}: mean and std must be one number a channel each.")
         first, second, third = (
             s if isinstance(s, Split) else _gather(name, s, len(mean)) for s in (train, val, test)
         )
@@ -204,29 +215,61 @@ def _pixels(name: str, index: int, image: Any, channels: int) -> Any:
         raise InputError(f"data set {name!r}: image {index} {error}.") from error
 
 
-def _gather(name: str, samples: _Samples, channels: int) -> Split:
+def _pairs(name: str, samples: Any) -> Any:
+    """Return what has a length and yields pairs: two arrays are taken side by side."""
+    if isinstance(samples, tuple) and len(samples) == 2 and np.ndim(samples[1]) == 1:
+        images, labels = samples
+        if len(images) != len(labels):
+            raise InputError(f"data set {name!r}: {len(images)} images, and {len(labels)} labels.")
+        return list(zip(images, labels, strict=True))
     if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise InputError(
             f"data set {name!r}: pairs of image and label must have a length and an index, which "
             f"{type(samples).__name__} lacks; of a DataLoader give its data set, not normalised."
         )
+    return samples
+
+
+def _eight_bits(name: str, index: int, image: Any, channels: int) -> NDArray[np.uint8]:
+    """Return one image as uint8 [C, H, W]."""
+    array = np.asarray(_pixels(name, index, image, channels))
+    if array.ndim == 2:
+        array = array[None]
+    elif array.ndim == 3 and array.shape[0] != channels and array.shape[-1] == channels:
+        array = array.transpose(2, 0, 1)  # PIL: channels last
+    if array.ndim != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise InputError(
+            f"data set {name!r}: image {index} must be uint8 or float, channels x height x width, "
+            f"not {array.dtype} {list(array.shape)}."
+        )
+    if array.dtype != np.uint8:
+        if not (array.min() >= 0 and array.max() <= 1):  # NaN is not, either
+            raise InputError(
+                f"data set {name!r}: image {index} has values {array.min():.3g} to "
+                f"{array.max():.3g}; float images must lie in 0 to 1, not normalised."
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    return array
+
+
+def _gather(name: str, samples: Any, channels: int) -> Split:
+    samples = _pairs(name, samples)
     images, labels = [], []
     for index in range(len(samples)):
-        image, label = samples[index]
-        array = np.asarray(_pixels(name, index, image, channels))
-        if array.ndim == 2:
-            array = array[None]
-        elif array.shape[0] != channels and array.shape[-1] == channels:  # PIL: channels last
-            array = array.transpose(2, 0, 1)
-        if array.dtype != np.uint8:
-            if array.min() < 0 or array.max() > 1:
-                raise InputError(
-                    f"data set {name!r}: image {index} has values {array.min():.3g} to "
-                    f"{array.max():.3g}; float images must lie in 0 to 1, not normalised."
-                )
-            array = np.rint(array * 255).astype(np.uint8)
-        images.append(array)
-        labels.append(int(label))
+        try:
+            image, label = samples[index]
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"data set {name!r}: item {index} must be a pair of image and label: "
+                f"{first_line(error)}."
+            ) from error
+        images.append(_eight_bits(name, index, image, channels))
+        try:
+            labels.append(operator.index(label))
+        except TypeError as error:
+            raise InputError(
+                f"data set {name!r}: label {index} must be an integer, not {label!r}."
+            ) from error
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise InputError(f"data set {name!r}: images must have one shape, not {sorted(shapes)}.")
