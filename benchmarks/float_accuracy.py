@@ -1,6 +1,6 @@
-"""What a trained float network is worth on its images, or on the same ones encoded otherwise.
+"""What trained float networks are worth on their images, or on the same ones encoded otherwise.
 
-    python benchmarks/float_accuracy.py --network mobilenet_v1_050 --datasets cifar10:FOLDER cifar10
+    python benchmarks/float_accuracy.py --datasets cifar10:FOLDER cifar10
 
 Measures top-1 on held-out and test images of each data set, every image once, without
 augmentation. The interval behind it is that of so many images (Wilson, 95 %). Writes
@@ -31,28 +31,29 @@ from haq_env.networks import load_network
 from haq_env.networks.bundled import find_trained
 from haq_env.networks.checkpoint import load_checkpoint
 
-COLUMNS = ("data set", "images", "held out, %", "test, %")
+COLUMNS = ("network", "data set", "images", "held out, %", "test, %")
+NETWORKS = ("mobilenet_v1_050", "resnet20", "mobilenet_v2_050")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Measure a trained float network."""
+    """Measure trained float networks."""
 
-    network: str = "mobilenet_v1_050"
-    """Name of the network."""
+    networks: tuple[str, ...] = NETWORKS
+    """Names of the networks."""
     datasets: tuple[str, ...] = ("cifar10",)
-    """Names of data sets with the classes that it was trained on."""
+    """Names of data sets with the classes that they were trained on."""
     checkpoint: Path | None = None
-    """Its weights; the bundled ones when not given."""
+    """Weights of the only network; the bundled ones when not given."""
     device: str = "cpu"
     """Where to measure."""
     out: Path = Path("benchmarks/results/float_accuracy.md")
     """Markdown table."""
 
 
-def row(settings: Settings, name: str) -> tuple[str, ...]:
-    """Measure on one data set."""
-    found = find_trained(settings.network, name, settings.checkpoint)
+def row(settings: Settings, network: str, name: str) -> tuple[str, ...]:
+    """Measure one network on one data set."""
+    found = find_trained(network, name, settings.checkpoint)
     assert found.checkpoint is not None, "a named network comes with a file"
     data = load_dataset(name, **dict(found.dataset_options))
     build = dict(found.build)
@@ -61,12 +62,12 @@ def row(settings: Settings, name: str) -> tuple[str, ...]:
             f"{found.checkpoint} is for {build.get('classes')} classes, and data set {data.name!r} "
             f"has {data.classes}."
         )
-    module = load_network(settings.network, **build)
+    module = load_network(network, **build)
     load_checkpoint(found.checkpoint, module)
     module.to(settings.device).eval()
     files = ", ".join(data.about.get("files", ())) or "as loaded"
     measured = [_measured(module, each, data, settings.device) for each in (data.val, data.test)]
-    return name.partition(":")[0], data.note or files, *measured
+    return network, name.partition(":")[0], data.note or files, *measured
 
 
 def _measured(module: torch.nn.Module, split: Split, data: Dataset, device: str) -> str:
@@ -78,20 +79,24 @@ def _measured(module: torch.nn.Module, split: Split, data: Dataset, device: str)
 
 def main(settings: Settings) -> int:
     """Measure, print, and write the table."""
-    rows = [row(settings, name) for name in settings.datasets]
-    table = Table(*COLUMNS, title=f"{settings.network}, float, top-1")
+    if settings.checkpoint is not None and len(settings.networks) != 1:
+        raise InputError("weights of one network: name it with --networks.")
+    rows = [
+        row(settings, network, name) for network in settings.networks for name in settings.datasets
+    ]
+    table = Table(*COLUMNS, title="Float networks, top-1")
     for each in rows:
         table.add_row(*each)
     Console().print(table)
     lines = [
-        f"# Top-1 of {settings.network} in float",
+        "# Top-1 of the trained networks in float",
         "",
         f"`{command_line('benchmarks/float_accuracy.py', settings)}`",
         "",
         "In brackets: the 95 % interval of so many images.",
         "",
         f"| {' | '.join(COLUMNS)} |",
-        "|---|---|---|---|",
+        f"{'|---' * len(COLUMNS)}|",
         *(f"| {' | '.join(each)} |" for each in rows),
         "",
         f"torch {torch.__version__.partition('+')[0]}, numpy {np.__version__}",
