@@ -118,12 +118,15 @@ class LayerTable(Sequence[Layer]):
         input_shape: channels, height and width of one input sample.
         float_parameters: parameters that no choice of bits touches and that stay in fp32:
             biases and the affine parameters of normalisation layers.
+        uncounted: modules that have weights and are none of the layers, such as attention's
+            projections: they stay in fp32, and no cost but the size counts what they compute.
     """
 
     network: str
     layers: tuple[Layer, ...]
     input_shape: tuple[int, ...] = (3, 224, 224)
     float_parameters: int = 0
+    uncounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:

@@ -17,12 +17,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from haq_env.errors import InputError
+from haq_env.hardware.bismo import edge
 from haq_env.layers import Layer, LayerTable, kind_of
 from haq_env.networks import NETWORKS, load_layers, load_network
 from haq_env.networks.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from haq_env.networks.layers_json import layers_from_json, layers_to_json
 from haq_env.networks.scaling import scaled
 from haq_env.networks.trace import quantizable, trace
+from haq_env.policy import uniform
+from haq_env.report.record import cost_record
+from haq_env.report.tables import cost_table
 
 PUBLISHED = {  # layers, weights, all parameters, millions of MACs at 224 pixels
     "mobilenet_v1": (28, 4_209_088, 4_231_976, 568.7),
@@ -359,6 +363,38 @@ def test_layers_are_in_the_order_of_execution_not_of_registration():
     assert table.network == "Backwards"
     assert table[0].out_size == (9, 9)
     assert table.float_parameters == 8 + 2 + 30
+    assert table.uncounted == ("unused (Linear)",)
+
+
+def test_what_the_table_does_not_count_is_named_with_the_most_weights_first():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.mix = nn.Conv1d(8, 8, 1)
+            self.norm = nn.LayerNorm(8)
+            self.scale = nn.Parameter(torch.ones(1, 8))
+
+        def forward(self, images):
+            tokens = self.norm(self.stem(images).flatten(2).transpose(1, 2))
+            tokens, _ = self.attention(tokens, tokens, tokens)
+            return self.mix(tokens.transpose(1, 2)).mean(2) * self.scale
+
+    table = trace(Mixed(), (3, 4, 4))
+    assert table.names == ("stem",)
+    assert table.uncounted == (
+        "attention (MultiheadAttention)",
+        "attention.out_proj (NonDynamicallyQuantizableLinear)",
+        "mix (Conv1d)",
+    )
+    assert layers_from_json(layers_to_json(table)) == table
+    assert cost_record(table, edge().cost_table(table), uniform(1, 4, 4))["uncounted"] == list(
+        table.uncounted
+    )
+    shown = cost_table(table, edge().cost_table(table), uniform(1, 4, 4))
+    assert "counted in no cost but the size: attention (Multihead" in str(shown.caption)
+    assert "and 2 others" in str(shown.caption)
 
 
 class Around(nn.Module):
@@ -792,6 +828,7 @@ def test_a_kernel_that_is_no_pair_is_refused_in_python_too():
         ({"input_shape": [3, True]}, "input_shape"),
         ({"float_parameters": -1}, "float_parameters"),
         ({"float_parameters": 1.5}, "float_parameters"),
+        ({"uncounted": "a"}, "'uncounted' of the layer table must be a list of texts"),
         ({"layers": []}, "no convolution"),
     ],
 )

@@ -18,13 +18,15 @@ def layers_to_json(table: LayerTable) -> dict[str, Any]:
 
     Returns:
         The keys ``network``, ``input_shape``, ``float_parameters`` and ``layers``, a list of one
-        object per layer with the fields of `Layer`.
+        object per layer with the fields of `Layer`; ``uncounted`` where there is something.
     """
+    others = {"uncounted": list(table.uncounted)} if table.uncounted else {}
     return {
         "network": table.network,
         "input_shape": list(table.input_shape),
         "float_parameters": table.float_parameters,
         "layers": [_plain(layer) for layer in table],
+        **others,
     }
 
 
@@ -49,7 +51,14 @@ def layers_from_json(content: object) -> LayerTable:
         layers=tuple(_layer(layer) for layer in layers),
         input_shape=_integers(content.get("input_shape", [3, 224, 224]), "input_shape"),
         float_parameters=_integers([content.get("float_parameters", 0)], "float_parameters")[0],
+        uncounted=_texts(content.get("uncounted", []), "uncounted"),
     )
+
+
+def _texts(content: object, field: str) -> tuple[str, ...]:
+    if not isinstance(content, list) or not all(isinstance(each, str) for each in content):
+        raise InputError(f"{field!r} of the layer table must be a list of texts, not {content!r}.")
+    return tuple(content)
 
 
 def _plain(layer: Layer) -> dict[str, Any]:

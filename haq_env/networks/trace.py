@@ -99,7 +99,24 @@ def trace(
         layers=table,
         input_shape=shape,
         float_parameters=total - sum(layers[call.path].weight.numel() for call in calls),
+        uncounted=_uncounted(module, {call.path for call in calls}),
     )
+
+
+def _uncounted(module: nn.Module, counted: set[str]) -> tuple[str, ...]:
+    """Return modules with weights, which biases and scales are not, outside of the table.
+
+    Those with most of them come first.
+    """
+    found = {}
+    for path, part in module.named_modules():
+        own = [
+            each for each in part.parameters(recurse=False) if sum(n > 1 for n in each.shape) > 1
+        ]
+        if own and path not in counted:
+            name = f"{path or 'the network itself'} ({type(part).__name__})"
+            found[name] = sum(each.numel() for each in own)
+    return tuple(sorted(found, key=lambda name: -found[name]))
 
 
 def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:

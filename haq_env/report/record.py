@@ -23,7 +23,8 @@ def cost_record(layers: LayerTable, costs: CostTable, bits: Bits) -> dict[str, A
         ``network``, ``hardware``, ``batch`` (all costs are those of a whole batch),
         ``clock_hz``, ``source``, ``notes``, ``units`` (metric to unit), ``layers`` (shape, bits
         and costs of each), ``constants`` (what no bits change), ``totals`` (metric to value and
-        unit; layers plus constants) and ``missing`` (metric to the reason).
+        unit; layers plus constants), ``missing`` (metric to the reason) and ``uncounted``
+        (modules in floating point that no cost but the size counts).
     """
     bits = as_bits(bits, len(layers))
     per_layer = {metric: costs.per_layer(bits, metric) for metric in costs.values}
@@ -63,4 +64,5 @@ def cost_record(layers: LayerTable, costs: CostTable, bits: Bits) -> dict[str, A
             for metric in costs.values
         },
         "missing": {k: v for k, v in costs.missing.items() if k not in costs.values},
+        "uncounted": list(layers.uncounted),
     }

@@ -78,7 +78,7 @@ def cost_table(
     size = "" if layers[0].kind == "linear" else " at {}x{}".format(*layers[0].in_size)
     title = f"{layers.network}{size} on {costs.hardware}, batch {costs.batch}"
     table.title = Text(title, style="bold")
-    table.caption = Text(_caption(costs, dropped), style="dim")
+    table.caption = Text(_caption(layers, costs, dropped), style="dim")
     return table
 
 
@@ -161,8 +161,14 @@ def _shape(layer: Layer) -> str:
     return f"{before} -> {side(layer.out_channels, layer.out_size)}"
 
 
-def _caption(costs: CostTable, dropped: Sequence[str]) -> str:
+def _caption(layers: LayerTable, costs: CostTable, dropped: Sequence[str]) -> str:
     lines = []
+    if layers.uncounted:
+        others = len(layers.uncounted) - 1
+        more = f" and {others} other{'s' * (others > 1)}" if others else ""
+        lines.append(
+            f"In floats, and counted in no cost but the size: {layers.uncounted[0]}{more}."
+        )
     if costs.notes:
         lines.append(f"Note: {', '.join(costs.notes)}.")
     if costs.source:
