@@ -280,6 +280,15 @@ def test_lists_have_every_name_with_a_description(
     assert max(map(len, lines)) <= 82
 
 
+@pytest.mark.parametrize("width", ["0", "", "00"])
+def test_a_terminal_without_a_width_is_printed_to(
+    width: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    assert run("hardware") == 0
+    assert "bismo-edge" in capsys.readouterr().out
+
+
 def test_the_list_of_environments_says_what_makes_them_differ(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:

@@ -69,8 +69,10 @@ def test_a_network_that_cannot_be_used_costs_no_earlier_run(mine, tmp_path):
 
 
 def test_pictures_of_the_run_before_do_not_stay(tmp_path):
-    out = tmp_path / "run"
-    assert search("--out", str(out)).returncode == 0
+    out = tmp_path / "a folder whose path is too long for a line of eighty" / "run"
+    done = search("--out", str(out))
+    assert done.returncode == 0
+    assert f"Written: {out / 'policy.json'} (the policy)" in done.stdout  # in one piece
     assert (out / "roofline.png").exists()
     assert search("--out", str(out), "--overwrite", "--env", "HAQ-ModelSize-v0").returncode == 0
     assert not (out / "roofline.png").exists()

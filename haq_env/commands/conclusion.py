@@ -62,14 +62,17 @@ def conclude(settings: Search, task: Task, history: History, console: Console) -
         seconds, evaluations = history.charge
         console.print(
             f"Before its {len(history)} evaluations it computed for {seconds:.1f} s, "
-            f"the time of {evaluations:.1f} more."
+            f"the time of {evaluations:.1f} more.",
+            soft_wrap=True,
         )
     if (found == uniform).all():
         console.print("After the final finetuning no policy was better than the uniform one.")
     network = f"{NETWORK}, " if (folder / NETWORK).exists() else ""
     plots = "plots" if _plot(folder, task, history, found) else "some of the plots"
     console.print(
-        f"Written: {path} (the policy); beside it {network}episodes.csv, {plots}.", markup=False
+        f"Written: {path} (the policy); beside it {network}episodes.csv, {plots}.",
+        markup=False,
+        soft_wrap=True,  # a path that is broken in two cannot be copied
     )
 
 

@@ -55,7 +55,8 @@ def _search(
         f"{escape(settings.dataset or str(task.settings['dataset']))}, quantizer "
         f"{task.settings['quantizer']}, {len(task.space.steps)} decisions, {budget.metric} on "
         f"{escape(task.costs.hardware)} at most {budget.limit:.4g} {UNITS[budget.metric]} "
-        f"({budget.ratio:.3f} of 8 bits), searched by {settings.algo}"
+        f"({budget.ratio:.3f} of 8 bits), searched by {settings.algo}",
+        soft_wrap=True,
     )
     history = _found(settings, env, source, console)
     if not history:

@@ -65,7 +65,12 @@ def columns() -> int:
 
 
 def lenient() -> None:
-    """Let stdout write '?' for what its encoding does not have, instead of failing."""
+    """Let stdout write '?' for what its encoding does not have, and have a width.
+
+    Without, it would fail, and print nothing where COLUMNS is 0.
+    """
+    if not os.environ.get("COLUMNS", "80").strip("0"):
+        del os.environ["COLUMNS"]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 

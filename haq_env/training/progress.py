@@ -30,7 +30,9 @@ class TrainingProgress:
         """Say where the training is."""
         done, self._epochs = len(trainer.rows), trainer.training.epochs
         self._console.print(
-            f"{done} of {self._epochs} epochs are done; {trainer.steps} steps each", highlight=False
+            f"{done} of {self._epochs} epochs are done; {trainer.steps} steps each",
+            highlight=False,
+            soft_wrap=True,
         )
         self._bar.start()
         self._task = self._bar.add_task("epoch", total=trainer.steps, epoch=done + 1)
@@ -46,6 +48,7 @@ class TrainingProgress:
             f"epoch {row.epoch}/{self._epochs}: loss {row.loss:.4f}, train {row.train:.2f} %, val "
             f"{row.val:.2f} %, {row.seconds:.1f} s; {left / 60:.1f} min left",
             highlight=False,
+            soft_wrap=True,
         )
 
     def __enter__(self) -> TrainingProgress:
