@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -110,6 +111,10 @@ def make_task(
         raise InputError(f"fill_up must be True or False, not {fill_up!r}.")
     if layers is not None and not isinstance(layers, LayerTable):
         raise InputError(f"layers must be a LayerTable, not {type(layers).__name__}.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise InputError(f"seed must be an integer, 0 or more, not {seed!r}.")
+    if not isinstance(cache, str | os.PathLike | None):
+        raise InputError(f"cache must be the path of a file, not {cache!r}.")
     if isinstance(network, str) and ":" in network and checkpoint is None:
         network, dataset = _users_own(network, dataset)
         about["classes"] = dataset.classes  # what the factory was asked for

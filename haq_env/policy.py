@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from haq_env.errors import InputError
 from haq_env.files import replace_file
@@ -115,6 +115,10 @@ class Policy:
         return same and self.record == other.record
 
     __hash__ = None  # type: ignore[assignment]  # the record is a dictionary
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the bits, so that a policy is taken wherever bits are."""
+        return np.array(self.bits, dtype=dtype, copy=copy)
 
     @property
     def w_bits(self) -> list[int]:

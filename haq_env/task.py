@@ -15,7 +15,7 @@ from haq_env.cost import UNITS, CostTable
 from haq_env.errors import InputError
 from haq_env.evaluation import Evaluation, Evaluator, Remembering, Streaming
 from haq_env.layers import LayerTable
-from haq_env.policy import Bits, Policy
+from haq_env.policy import Bits, Policy, as_policy
 from haq_env.space import BitSpace
 
 if TYPE_CHECKING:
@@ -71,13 +71,16 @@ class Task:
         costs = {metric: float(self.costs.cost(bits, metric)) for metric in self.costs.values}
         return {**costs, self.budget.metric: self.cost(bits)}
 
-    def evaluate(self, bits: Bits) -> Evaluation:
+    def evaluate(self, bits: Bits | Policy) -> Evaluation:
         """Measure the accuracy of one policy [L, 2].
 
         Raises:
             InputError: no policy of this network; or an evaluator of the user's own answers
                 something else than an `Evaluation`.
         """
+        if isinstance(bits, Policy) and bits.names != self.layers.names:
+            raise InputError(f"the policy is for other layers than {self.layers.network!r} has.")
+        bits = as_policy(bits, len(self.layers))
         return self._checked(self.evaluator.evaluate(bits), "return")
 
     def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:

@@ -43,6 +43,9 @@ class Own:
         ({"device": None}, "device must be a name"),
         ({"layers": [1, 2]}, "layers must be a LayerTable"),
         ({"seed": "0"}, "seed must be an integer"),
+        ({"seed": "0", "evaluator": Own()}, "seed must be an integer"),
+        ({"cache": 3}, "cache must be the path of a file, not 3"),
+        ({"device": "meta"}, "torch device 'meta' cannot be used"),
     ],
 )
 def test_a_setting_of_the_wrong_kind_is_one_clear_error(settings, complaint):
@@ -112,3 +115,21 @@ def test_output_without_a_file_behind_it_hides_no_error(monkeypatch):
     terminal.silence()
     monkeypatch.setattr("sys.stdout", None)
     terminal.silence()
+
+
+def test_a_policy_from_a_file_is_taken_where_bits_are(tmp_path):
+    class Mean(Own):
+        def evaluate(self, bits):
+            return Evaluation(float(bits.mean()))
+
+    task = make_task(evaluator=Mean())
+    task.policy(task.uniform()).save(tmp_path / "policy.json")
+    policy = Policy.load(tmp_path / "policy.json")
+    assert task.evaluate(policy) == task.evaluate(policy.bits)
+    assert task.cost(policy) == task.cost(policy.bits)
+    assert np.array_equal(task.project(policy), policy.bits)
+    other = Policy(policy.bits, tuple(f"{name}x" for name in policy.names))
+    with pytest.raises(InputError, match="the policy is for other layers than 'mobilenet_v1'"):
+        task.evaluate(other)
+    with pytest.raises(InputError, match="must have the shape"):
+        task.evaluate(policy.bits[1:])

@@ -53,7 +53,9 @@ def find_device(name: str) -> torch.device:
     import torch
 
     try:
-        return torch.zeros(0, device=name).device
+        tensor = torch.zeros(1, device=name)
+        tensor.item()  # the meta device computes nothing
+        return tensor.device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"torch device {name!r} cannot be used: {first_line(error)}") from error
 
