@@ -294,6 +294,25 @@ def test_images_to_test_on_come_from_their_own_folder(tmp_path):
     assert data.input_shape == (3, 16, 16)
 
 
+def test_images_to_hold_out_come_from_their_own_folder_where_there_is_one_to_test_on(tmp_path):
+    brightness = {}
+    for number, part in enumerate(("train", "val", "test")):
+        write_images(tmp_path / "pets" / part, ["cat", "dog"], 2 + number, 1_000 * number)
+        brightness[part] = {
+            np.asarray(Image.open(path).convert("RGB")).sum()
+            for path in (tmp_path / "pets" / part).rglob("*.*")
+        }
+    data = load_dataset(f"imagefolder:{tmp_path / 'pets'}", val=0.9)
+    assert data.about["counts"] == {"train": 4, "val": 6, "test": 8}
+    for part, sums in brightness.items():
+        assert {image.sum() for image in getattr(data, part).images} == sums
+    write_images(tmp_path / "pets" / "val", ["bird"], 2, 9_000)
+    with pytest.raises(
+        InputError, match=r"val and .*train must have the same class folders.*bird"
+    ):
+        load_dataset(f"imagefolder:{tmp_path / 'pets'}")
+
+
 @pytest.fixture
 def imagenet(tmp_path) -> Path:
     """Twenty images of four classes, of all shapes, in ImageNet's layout."""

@@ -17,7 +17,6 @@ from haq_env.errors import InputError
 
 # torchvision's, for all of its ImageNet networks.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TESTS = ("test", "val")  # folders of images to test on, the first one that is there
 
 
 def imagefolder(
@@ -30,11 +29,13 @@ def imagefolder(
     """Your own images, one folder a class: `imagefolder:FOLDER`.
 
     Args:
-        root: the folder. With folders ``train`` and ``test`` (or ``val``) in it, these are used;
-            otherwise its own folders are the classes and the test images are taken out of them.
+        root: the folder. With folders ``train`` and ``test`` (or ``val``) in it, these are used,
+            and with all three ``val`` is what is held out for searching; otherwise its own folders
+            are the classes and the test images are taken out of them.
         size: the shorter side is resized to it and the middle cut out, in pixels; None for images
             that are all of one size.
-        val: share of the training images that is held out for searching, above 0 and below 1.
+        val: share of the training images that is held out for searching, above 0 and below 1,
+            where there is no folder for them.
         test: share of all images to test on, where there is no folder for them.
         seed: of both choices.
 
@@ -48,10 +49,10 @@ def imagefolder(
     for name, share in (("val", val), ("test", test)):
         if not 0 < share < 1:
             raise InputError(f"{name} must be a share above 0 and below 1, not {share!r}.")
-    train, apart = _layout(folder)
+    train, *apart = _layout(folder)
     classes = class_folders(train)
     files = folder_files(train, classes)
-    others = _test_files(apart, classes) if apart else []
+    kept, others = ([] if each is None else _same_classes(each, classes) for each in apart)
     view = None if size is None else View(size, size)
 
     def fill(scratch: Path) -> dict[str, Any]:
@@ -61,11 +62,11 @@ def imagefolder(
             left, out = hold_out(labels, round(test * len(pool)), seed, str(train))
             pool, rest = [files[i] for i in sorted(left)], [files[i] for i in out]
         held = max(1, round(val * len(pool)))
-        counts = _write(scratch, pool, rest, classes, view, held, None, seed, train)
+        counts = _write(scratch, pool, rest, classes, view, kept or held, None, seed, train)
         return {"source": "folder", "seed": seed, "classes": classes, "counts": counts}
 
     source = (str(folder.resolve()), size, val, test, seed)
-    splits, about = cached_splits("imagefolder", source, _state([*files, *others]), fill)
+    splits, about = cached_splits("imagefolder", source, _state([*files, *kept, *others]), fill)
     mean, std = mean_and_std(splits.train)
     return Dataset(
         f"imagefolder:{folder.resolve().name}", len(classes), mean, std, *splits, about=about
@@ -134,16 +135,17 @@ def _checked(root: str | Path, name: str) -> Path:
     return folder
 
 
-def _layout(folder: Path) -> tuple[Path, Path | None]:
-    """Find the folders of the images to train on and, if there is one, to test on."""
+def _layout(folder: Path) -> tuple[Path, Path | None, Path | None]:
+    """Find the folders of the images to train on and, if there are, to hold out and to test on."""
     train = folder / "train"
     # "train" without folders in it is a class: of vehicles, say
     if not train.is_dir() or not any(entry.is_dir() for entry in train.iterdir()):
-        return folder, None
-    return train, next((folder / name for name in _TESTS if (folder / name).is_dir()), None)
+        return folder, None, None
+    val, test = (each if each.is_dir() else None for each in (folder / "val", folder / "test"))
+    return (train, None, val) if test is None else (train, val, test)
 
 
-def _test_files(folder: Path, classes: Sequence[str]) -> list[ImageFile]:
+def _same_classes(folder: Path, classes: Sequence[str]) -> list[ImageFile]:
     found = class_folders(folder)
     if found != list(classes):
         odd = sorted(set(found) ^ set(classes))
@@ -164,17 +166,27 @@ def _write(
     tests: Sequence[ImageFile],
     classes: Sequence[str],
     view: View | None,
-    held: int,
+    held: int | Sequence[ImageFile],
     limit: int | None,
     seed: int,
     where: Path,
 ) -> dict[str, int]:
-    """Split and decode; return how many images each split has."""
-    labels, test_labels = numbered(pool, classes), numbered(tests, classes)
-    train, val = hold_out(labels, held, seed, str(where))
-    orders = {"train": train[:limit], "val": val}
-    for part, order in orders.items():
-        write_split(scratch, part, [pool[index] for index in order], labels[order], view)
-    order = balanced_order(test_labels, seed)
-    write_split(scratch, "test", [tests[index] for index in order], test_labels[order], view)
-    return {**{part: len(each) for part, each in orders.items()}, "test": len(order)}
+    """Split and decode; return how many images each split has.
+
+    Held out are so many of the pool, or images of their own.
+    """
+    parts: dict[str, list[ImageFile]] = {}
+    if isinstance(held, int):
+        train, val = hold_out(numbered(pool, classes), held, seed, str(where))
+        parts["train"] = [pool[index] for index in train[:limit]]
+        parts["val"] = [pool[index] for index in val]
+    else:
+        parts["train"], parts["val"] = (_mixed(files, classes, seed) for files in (pool, held))
+    parts["test"] = _mixed(tests, classes, seed)
+    for part, files in parts.items():
+        write_split(scratch, part, files, numbered(files, classes), view)
+    return {part: len(files) for part, files in parts.items()}
+
+
+def _mixed(files: Sequence[ImageFile], classes: Sequence[str], seed: int) -> list[ImageFile]:
+    return [files[index] for index in balanced_order(numbered(files, classes), seed)]
