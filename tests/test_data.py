@@ -307,9 +307,7 @@ def test_images_to_hold_out_come_from_their_own_folder_where_there_is_one_to_tes
     for part, sums in brightness.items():
         assert {image.sum() for image in getattr(data, part).images} == sums
     write_images(tmp_path / "pets" / "val", ["bird"], 2, 9_000)
-    with pytest.raises(
-        InputError, match=r"val and .*train must have the same class folders.*bird"
-    ):
+    with pytest.raises(InputError, match=r"val and .*train must have the same class folders.*bird"):
         load_dataset(f"imagefolder:{tmp_path / 'pets'}")
 
 
