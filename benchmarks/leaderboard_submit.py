@@ -66,6 +66,12 @@ class Submit:
             raise InputError(f"a setting is NAME=VALUE, not {wrong[0]!r}.")
         for track in self.tracks:
             find_track(track)
+        outside = [seed for seed in self.seeds if seed not in SEEDS]
+        if outside:
+            raise InputError(
+                f"seed {outside[0]} is not published: runs that are have seeds {SEEDS[0]} to "
+                f"{SEEDS[-1]}."
+            )
         if self.hours is not None and not 0 <= self.hours < math.inf:
             raise InputError(f"hours must be 0 or more, not {self.hours}.")
         found = Store(self.store, create=False).outcomes()

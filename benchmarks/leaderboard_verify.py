@@ -58,6 +58,8 @@ class Verify:
             try:
                 if self.jobs < 1:
                     raise InputError(f"jobs must be 1 or more, not {self.jobs}.")
+                if not folder.exists():
+                    raise InputError("there is no such folder.")
                 failures += self._verify(folder, console)
             except InputError as error:  # not of the submission: of this machine, or of a flag
                 print(f"error: {folder}: {' '.join(str(error).split())}", file=sys.stderr)

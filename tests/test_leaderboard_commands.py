@@ -166,6 +166,7 @@ def test_what_is_said_of_hardware_and_hours_counts_more_than_what_is_found(store
         (["--settings", "mutations"], "a setting is NAME=VALUE, not 'mutations'"),
         (["--seeds", "0", "7"], "has no finished run of 'seed 7' to submit"),
         (["--methods", "random", "evolution"], "has no finished run of 'evolution' to submit"),
+        (["--seeds", "100"], "seed 100 is not published: runs that are have seeds 0 to 9"),
         (["--tracks", "digits-toaster"], "unknown track 'digits-toaster'"),
         (["--hours", "-1"], "hours must be 0 or more, not -1"),
         (["--tuning-seeds", "3"], "settings were tuned on seed 3"),
@@ -275,6 +276,7 @@ def test_a_policy_of_one_entry_and_seed_is_one_that_this_run_had_at_a_checkpoint
         (["digits-toaster"], "unknown track 'digits-toaster'"),
         ([EDGE, "--entry", "sacc"], f"unknown entry on {EDGE} 'sacc'"),
         ([EDGE, "--entry", "sac", "--seed", "55"], f"sac has no verified run on {EDGE} with seed"),
+        ([EDGE, "--seed", "77"], f"nobody has a verified run on {EDGE} with seed 77"),
     ],
 )
 def test_a_policy_that_nobody_has_is_one_clear_error(tmp_path, argv, complaint):

@@ -701,6 +701,12 @@ def test_the_table_says_how_many_claims_were_off_and_what_they_were_allowed(
     assert f"| 1 | 1 | 0.5 | 0 of {kept} |" in row()
 
 
+def test_a_folder_that_is_not_there_is_no_refused_run(tmp_path):
+    done = run_main(leaderboard.main, "verify", str(tmp_path / "nowhere"))
+    assert done.returncode == 126
+    assert done.stderr == f"error: {tmp_path / 'nowhere'}: there is no such folder.\n"
+
+
 def test_more_policies_than_the_limit_are_not_begun(submitted, choice, capsys, monkeypatch):
     submission = read_submission(submitted)
     count = len(policies_of(submission.claims))

@@ -91,7 +91,8 @@ def best_known(
         if entry in (None, name) and seed in (None, run.cell.seed)
     ]
     if not runs:
-        raise InputError(f"{entry or 'nobody'} has no verified run on {track} with seed {seed}.")
+        who = "nobody has a" if entry is None else f"{entry} has no"
+        raise InputError(f"{who} verified run on {track} with seed {seed}.")
     every = [Found(policy, name, run) for name, run in runs for policy in run.scored]
     uniform = runs[0][1].steps[0][1].key
 
