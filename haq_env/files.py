@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,6 +86,8 @@ def replace_files(
                     path.parent.mkdir(parents=True, exist_ok=True)
                 if path.is_dir():
                     raise IsADirectoryError(f"{path} is a folder")
+                if path.exists() and not path.is_file():  # root could replace /dev/null
+                    raise OSError(errno.EINVAL, "it is a device or a pipe, and no file")
                 _write(scratches[path], content, durable)
         for path, scratch in scratches.items():
             with writing(path):

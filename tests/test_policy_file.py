@@ -1,6 +1,7 @@
 """policy.json: what is written is read back, and a file that is no policy says so."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -202,6 +203,15 @@ def test_a_write_that_fails_leaves_the_old_file_whole(path, monkeypatch):
     other.save(path)
     assert Policy.load(path).names == NAMES[::-1]
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names on this system")
+def test_what_is_no_file_is_not_replaced_by_one(path):
+    """Whoever may write everywhere could else lose /dev/null."""
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"policy\.json: it is a device or a pipe, and no file"):
+        Policy(BITS, NAMES).save(path)
+    assert path.is_fifo()
 
 
 def test_a_reader_never_sees_half_a_file(path, monkeypatch):
