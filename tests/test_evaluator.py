@@ -686,6 +686,13 @@ def anonymous(tmp_path):
     return path
 
 
+def quantized(tmp_path):
+    """What a search writes."""
+    path = tmp_path / "quantized.safetensors"
+    save_checkpoint(path, nn.Linear(2, 2), {"network": "mobilenet_v1", "quantized": {}})
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -696,6 +703,7 @@ def anonymous(tmp_path):
         (lambda folder: cut(folder, 0), "is damaged"),
         (pickled, "is a pickle, which can run code"),
         (anonymous, "does not say which network it is for"),
+        (quantized, "holds a quantized network, which haq_env.load_quantized reads"),
         (lambda folder: folder / "gone.safetensors", "does not exist"),
         (lambda folder: folder, "cannot be read"),
     ],

@@ -113,6 +113,8 @@ def test_what_is_no_quantized_network_is_refused_and_changes_nothing(tmp_path):
         load_quantized(tmp_path / "float.safetensors", net)
     with pytest.raises(InputError, match="does not say how its network is built"):
         load_quantized(path)
+    with pytest.raises(InputError, match="not function: call your factory"):
+        load_quantized(path, lambda: net)
     other = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))
     with pytest.raises(InputError, match="another architecture"):
         load_quantized(path, other)

@@ -115,8 +115,12 @@ def load_policy(agent: BaseAlgorithm, path: Path) -> None:
     try:
         agent.policy.load_state_dict(_read(path)["parameters"]["policy"])
     except (KeyError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split()).rstrip(":. ")
-        raise InputError(f"{path} is not of an agent with these networks: {reason}.") from error
+        # torch lists every tensor, below a line that says that it does
+        lines = [line.strip().rstrip(":. ") for line in str(error).splitlines()]
+        raise InputError(
+            f"{path} is not of an agent with these networks: {lines[min(1, len(lines) - 1)]}. Is it "
+            "of another algorithm or kind of environment, or were its bits others?"
+        ) from error
 
 
 def load_scales(path: Path) -> list[list[float]]:

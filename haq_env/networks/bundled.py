@@ -154,6 +154,11 @@ def _about(path: Path) -> dict[str, Any]:
     from haq_env.networks.checkpoint import read_metadata
 
     about = read_metadata(path)
+    if "quantized" in about:
+        raise InputError(
+            f"{path} holds a quantized network, which haq_env.load_quantized reads; a search "
+            "begins with the float one."
+        )
     if "layer_table" not in about or "network" not in about:
         raise InputError(
             f"{path} does not say which network it is for. Load it into your module and give the "

@@ -99,6 +99,10 @@ def load_quantized(path: str | os.PathLike[str], module: nn.Module | None = None
         InputError: the file is missing, damaged, of another architecture, holds no quantized
             network, or does not say how to build it; or the module is quantized already.
     """
+    if not (module is None or isinstance(module, nn.Module)):
+        raise InputError(
+            f"module must be a torch.nn.Module, not {type(module).__name__}: call your factory."
+        )
     metadata = read_metadata(path)
     described = metadata.get(_KEY)
     if (
