@@ -158,8 +158,8 @@ def test_networks_of_other_sizes_are_a_clear_error(learned):
     env = make_env("HAQ-BISMO-Edge-v0", evaluator="ptq_bn", scales=source.scales)
     with pytest.raises(InputError, match="not of an agent with these networks") as caught:
         apply_agent(source, env, {"policy_kwargs": {"net_arch": [7]}})
-    assert str(caught.value).count("size mismatch") == 1  # torch lists every tensor
     assert "were its bits others" in str(caught.value)
+    assert len(str(caught.value).replace(str(source.state), "")) < 320  # torch lists every tensor
 
 
 @pytest.mark.parametrize("scales", [[[0.0] * 8], [[0.0] * 7, [1.0] * 7], [["x"] * 8, [1.0] * 8]])

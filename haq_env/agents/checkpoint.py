@@ -7,6 +7,7 @@ plain numbers only, read back without pickle's power to run code (``weights_only
 from __future__ import annotations
 
 import copy
+import textwrap
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,9 +118,10 @@ def load_policy(agent: BaseAlgorithm, path: Path) -> None:
     except (KeyError, RuntimeError, TypeError) as error:
         # torch lists every tensor, below a line that says that it does
         lines = [line.strip().rstrip(":. ") for line in str(error).splitlines()]
+        reason = textwrap.shorten(lines[min(1, len(lines) - 1)], 150, placeholder=" ...")
         raise InputError(
-            f"{path} is not of an agent with these networks: {lines[min(1, len(lines) - 1)]}. Is it "
-            "of another algorithm or kind of environment, or were its bits others?"
+            f"{path} is not of an agent with these networks: {reason}. Is it of another algorithm "
+            "or kind of environment, or were its bits others?"
         ) from error
 
 
