@@ -7,8 +7,8 @@ plain numbers only, read back without pickle's power to run code (``weights_only
 from __future__ import annotations
 
 import copy
-import textwrap
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
