@@ -45,6 +45,7 @@ class SearchProgress:
                 f"{name}: accuracy {best.accuracy:.2f} %, reward {reward:+.3f}, "
                 f"{self._task.budget.metric} {best.cost_ratio:.3f} of 8 bits",
                 markup=False,
+                soft_wrap=True,
             )
         self._bar.update(
             self._line,
