@@ -197,6 +197,21 @@ def test_what_is_no_network_is_one_line(network):
         make_task(network, noise())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nn.Module.half, "is float16: .* so give network.float"),
+        (nn.Module.double, "is float64: .* so give network.float"),
+        (torch.jit.script, "hides its layers: give the module that it was made of"),
+    ],
+)
+def test_a_network_in_another_form_is_told_which_one_is_taken(change, message):
+    network = change(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 14**2, 10)))
+    with pytest.raises(InputError, match=message):
+        make_task(network, "digits")
+
+
 def test_the_class_of_an_evaluator_is_no_evaluator():
     class Own:
         float_accuracy = 90.0

@@ -173,6 +173,16 @@ def _check_module(network: object) -> None:
     if not isinstance(network, nn.Module):
         what = "what makes one: call it first" if callable(network) else type(network).__name__
         raise InputError(f"network must be a name or a trained torch.nn.Module, not {what}.")
+    if type(network).__module__.startswith("torch.jit"):
+        raise InputError(
+            "a scripted or traced network hides its layers: give the module that it was made of."
+        )
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and parameter.itemsize != 4:
+            raise InputError(
+                f"{name} of the network is {str(parameter.dtype).removeprefix('torch.')}: finetuning "
+                "and measuring are in float32, so give network.float()."
+            )
 
 
 def _traced(network: nn.Module, dataset: str | Dataset) -> LayerTable:
