@@ -179,9 +179,10 @@ def _check_module(network: object) -> None:
         )
     for name, parameter in network.named_parameters():
         if parameter.is_floating_point() and parameter.itemsize != 4:
+            kind = str(parameter.dtype).removeprefix("torch.")
             raise InputError(
-                f"{name} of the network is {str(parameter.dtype).removeprefix('torch.')}: finetuning "
-                "and measuring are in float32, so give network.float()."
+                f"{name} of the network is {kind}: finetuning and measuring are float32, so give "
+                "network.float()."
             )
 
 
