@@ -137,6 +137,15 @@ class LayerTable(Sequence[Layer]):
             raise InputError(f"network {self.network!r}: layer names occur twice: {doubled}.")
 
     @property
+    def uncounted_line(self) -> str:
+        """One sentence for people on what is uncounted; empty where nothing is."""
+        if not self.uncounted:
+            return ""
+        first, *others = self.uncounted
+        more = f" and {len(others)} other{'s' * (len(others) > 1)}" if others else ""
+        return f"In floats, and counted in no cost but the size: {first}{more}."
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the layers, in order."""
         return tuple(layer.name for layer in self.layers)

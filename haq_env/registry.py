@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import TypeVar, cast
 
-from haq_env.errors import unknown_name
+from haq_env.errors import InputError, first_line, unknown_name
 
 Thing = TypeVar("Thing")
 
@@ -50,7 +50,12 @@ class Registry(Mapping[str, Thing]):
         if address is None:
             return cast(Thing, self._entries[name])
         module, _, attribute = address.partition(":")
-        thing: Thing = getattr(importlib.import_module(module), attribute)
+        try:
+            thing: Thing = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"{self.kind} {name!r} cannot be loaded from {address!r}: {first_line(error)}."
+            ) from error
         return thing
 
     def __contains__(self, name: object) -> bool:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from haq_env.budget import Budget
 from haq_env.cost import UNITS, CostTable
@@ -47,27 +50,35 @@ class Task:
     @property
     def float_accuracy(self) -> float:
         """Top-1 of the float network on the held-out images, in percent."""
-        return self.evaluator.float_accuracy
+        accuracy = self.evaluator.float_accuracy
+        if not isinstance(accuracy, Real) or not 0 <= accuracy <= 100:
+            raise InputError(
+                f"{type(self.evaluator).__name__}: float_accuracy must be a percentage, 0 to 100, "
+                f"not {accuracy!r}."
+            )
+        return float(accuracy)
 
     def reward(self, accuracy: float) -> float:
         """Return what an accuracy, in percent, is worth: 0 for that of the float network."""
         return REWARD_SCALE * (accuracy - self.float_accuracy)
 
-    def project(self, bits: Bits) -> Bits:
+    def project(self, bits: Bits | Policy) -> Bits:
         """Bring policies [..., L, 2] inside the budget."""
-        return self.budget.project(bits)
+        return self.budget.project(self._mine(bits))
 
-    def cost(self, bits: Bits) -> float:
+    def cost(self, bits: Bits | Policy) -> float:
         """Return the limited cost of one policy [L, 2], in the unit of the budget's metric.
 
         It is never above the limit for a policy that fits, although sums in another order can
         exceed it in the last digits.
         """
+        bits = as_policy(self._mine(bits), len(self.layers))
         cost = float(self.budget.cost(bits))
         return min(cost, self.budget.limit) if self.budget.fits(bits) else cost
 
-    def all_costs(self, bits: Bits) -> dict[str, float]:
+    def all_costs(self, bits: Bits | Policy) -> dict[str, float]:
         """Return every cost that the hardware has a model of, by metric."""
+        bits = self._mine(bits)
         costs = {metric: float(self.costs.cost(bits, metric)) for metric in self.costs.values}
         return {**costs, self.budget.metric: self.cost(bits)}
 
@@ -78,22 +89,21 @@ class Task:
             InputError: no policy of this network; or an evaluator of the user's own answers
                 something else than an `Evaluation`.
         """
-        if isinstance(bits, Policy) and bits.names != self.layers.names:
-            raise InputError(f"the policy is for other layers than {self.layers.network!r} has.")
-        bits = as_policy(bits, len(self.layers))
-        return self._checked(self.evaluator.evaluate(bits), "return")
+        # a copy: an evaluator of the user's own may write into it
+        apart = as_policy(self._mine(bits), len(self.layers)).copy()
+        return self._checked(self.evaluator.evaluate(apart), "return")
 
-    def evaluate_batch(self, policies: Bits | Sequence[Bits]) -> list[Evaluation]:
+    def evaluate_batch(self, policies: Bits | Sequence[Bits | Policy]) -> list[Evaluation]:
         """Measure the accuracy of policies [N, L, 2]; in order, as one by one."""
         return list(self.evaluate_each(policies))
 
-    def evaluate_each(self, policies: Bits | Sequence[Bits]) -> Iterator[Evaluation]:
+    def evaluate_each(self, policies: Bits | Sequence[Bits | Policy]) -> Iterator[Evaluation]:
         """Measure policies [N, L, 2] as `evaluate_batch` does; yield the answers as they come.
 
         A search that writes each of them down at once loses none when it is killed.
         """
         if isinstance(self.evaluator, Streaming):
-            answers = self.evaluator.evaluate_each(policies)
+            answers = self.evaluator.evaluate_each([np.array(self._mine(p)) for p in policies])
             return (self._checked(answer, "yield") for answer in answers)
         return (self.evaluate(bits) for bits in policies)
 
@@ -101,12 +111,23 @@ class Task:
         if not isinstance(answer, Evaluation):
             name = f"{type(self.evaluator).__name__}.evaluate{'_each' * (how == 'yield')}"
             raise InputError(f"{name} must {how} a haq_env.Evaluation, not {answer!r}.")
-        if not 0 <= answer.accuracy <= 100:  # so is NaN, which would be the best one for ever
+        accuracy = answer.accuracy
+        if (
+            not isinstance(accuracy, Real) or not 0 <= accuracy <= 100
+        ):  # so is NaN, which would be the best one for ever
             raise InputError(
                 f"{type(self.evaluator).__name__}: an accuracy must be a percentage, 0 to 100, not "
-                f"{answer.accuracy!r}."
+                f"{accuracy!r}."
             )
         return answer
+
+    def _mine(self, bits: Bits | Policy) -> Bits:
+        """Return the bits of a policy, having seen that it is for these layers."""
+        if not isinstance(bits, Policy):
+            return bits
+        if bits.names != self.layers.names:
+            raise InputError(f"the policy is for other layers than {self.layers.network!r} has.")
+        return bits.bits
 
     def remember(self, bits: Bits, accuracy: float) -> None:
         """Tell the evaluator an answer it gave in an earlier run, if it keeps answers."""
@@ -145,8 +166,9 @@ class Task:
         """Return the best that needs no search: the largest uniform policy that fits."""
         return self.budget.uniform()
 
-    def policy(self, bits: Bits, **record: Any) -> Policy:
+    def policy(self, bits: Bits | Policy, **record: Any) -> Policy:
         """Put names and the task's settings to bits, ready to be saved."""
+        bits = self._mine(bits)
         budget = {
             "metric": self.budget.metric,
             "unit": UNITS[self.budget.metric],
@@ -154,5 +176,7 @@ class Task:
             "ratio": self.budget.ratio,
         }
         about = {**self.settings, "input_shape": list(self.layers.input_shape), "budget": budget}
+        if self.layers.uncounted:
+            about["uncounted"] = list(self.layers.uncounted)
         about |= {"cost": self.all_costs(bits), **record}
         return Policy(bits, self.layers.names, about)

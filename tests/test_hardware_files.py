@@ -320,6 +320,9 @@ def test_a_table_of_another_size_of_the_network_is_refused(tmp_path):
     for other in (LayerTable("small", wider), LayerTable("small", larger)):
         with pytest.raises(InputError, match=r"costs\.csv has .* 18,512 MACs .* another width"):
             read_table(path, other)
+    write_table(path, Doubler().cost_table(SMALL), SMALL)  # a table that counts no MACs
+    with pytest.raises(InputError, match=r"costs\.csv has .* 18,512 MACs"):
+        read_table(path, LayerTable("small", wider))
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("# macs")))
     read_table(path, LayerTable("small", larger))  # says nothing of it

@@ -5,8 +5,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 from scripts import Done, run_main
+from torch import nn
 
 import haq_env
 from haq_env import InputError, search_policy
@@ -38,6 +41,10 @@ class Steep(Flat):
 
     def evaluate(self, bits):
         return Evaluation(float(bits.mean()))
+
+
+def small(evaluator=Steep):
+    return make_task(evaluator=evaluator())
 
 
 def search(*argv: str) -> Done:
@@ -273,6 +280,55 @@ def test_a_search_never_goes_on_as_another_one(name, other, complaint, tmp_path)
     assert (tmp_path / "episodes.csv").read_bytes() == before
     assert len(search_policy(task(), name, 4, folder=tmp_path, resume=True)) == 4
     assert len(search_policy(task(**other), method, 3, seed, folder=tmp_path)) == 3  # anew
+
+
+def test_a_search_goes_on_with_the_same_weights_and_images_only(tmp_path):
+    def task(seed=0, images=0):
+        torch.manual_seed(seed)
+        stem = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        network = nn.Sequential(stem, nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+        rng = np.random.default_rng(images)
+        parts = [(rng.random((20, 1, 8, 8), np.float32), np.arange(20) % 2) for _ in range(3)]
+        data = haq_env.Dataset.of("mine", *parts, classes=2, mean=[0.5], std=[0.5])
+        return make_task(network, data, budget="w4a4", evaluator="ptq_bn")
+
+    search_policy(task(), "random", 2, folder=tmp_path)
+    with pytest.raises(InputError, match=r"cannot resume .*: weights was .* and is now"):
+        search_policy(task(seed=1), "random", 3, folder=tmp_path, resume=True)
+    with pytest.raises(InputError, match=r"cannot resume .*: images was .* and is now"):
+        search_policy(task(images=1), "random", 3, folder=tmp_path, resume=True)
+    assert len(search_policy(task(), "random", 3, folder=tmp_path, resume=True)) == 3
+    (tmp_path / "search.json").unlink()
+    with pytest.raises(InputError, match=r"cannot resume .*: it has no search\.json"):
+        search_policy(task(), "random", 4, folder=tmp_path, resume=True)
+
+
+def test_the_command_line_and_the_function_leave_each_others_folders_alone(tmp_path):
+    flags = ("--algo", "random", "--episodes", "1", *TIER)
+    assert search(*flags, "--out", str(tmp_path / "command")).returncode == 0
+    before = (tmp_path / "command" / "episodes.csv").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(InputError, match="is the folder of a haq-env command"):
+            search_policy(small(), "random", 3, folder=tmp_path / "command", resume=resume)
+    assert (tmp_path / "command" / "episodes.csv").read_bytes() == before
+    search_policy(small(), "random", 2, folder=tmp_path / "function")
+    done = search(*flags, "--out", str(tmp_path / "function"), "--resume")
+    assert (done.returncode, "it has no settings.json" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("own", "complaint"),
+    [
+        (lambda task, evaluations, seed: None, "must return its History, not NoneType"),
+        (lambda task, evaluations: None, "is called as search.task, evaluations, seed.: too many"),
+        ("nowhere:search", "'mine' cannot be loaded from 'nowhere:search': No module named 'nowh"),
+        ("haq_env.search.greedy:gredy", "'mine' cannot be loaded from .*: module .* no attribute"),
+    ],
+)
+def test_a_search_of_ones_own_that_cannot_be_called_is_one_clear_error(own, complaint, monkeypatch):
+    monkeypatch.setitem(SEARCH._entries, "mine", own)
+    with pytest.raises(InputError, match=complaint):
+        search_policy(small(), "mine", 3)
 
 
 ENDLESS = """

@@ -5,9 +5,10 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 import haq_env  # noqa: F401  # registers the environments
-from haq_env import InputError, Policy, QuantizationEnv, ResidualEnv, make_task
+from haq_env import InputError, Policy, QuantizationEnv, ResidualEnv, make_task, search_policy
 from haq_env.evaluation import Evaluation
 from haq_env.report import terminal
 
@@ -129,7 +130,38 @@ def test_a_policy_from_a_file_is_taken_where_bits_are(tmp_path):
     assert task.cost(policy) == task.cost(policy.bits)
     assert np.array_equal(task.project(policy), policy.bits)
     other = Policy(policy.bits, tuple(f"{name}x" for name in policy.names))
-    with pytest.raises(InputError, match="the policy is for other layers than 'mobilenet_v1'"):
-        task.evaluate(other)
+    taking = (task.evaluate, task.cost, task.all_costs, task.project, task.policy)
+    for take in (*taking, lambda policy: task.evaluate_batch([policy])):
+        take(policy)
+        with pytest.raises(InputError, match="is for other layers than 'mobilenet_v1'"):
+            take(other)
+    trained = make_task(evaluator="ptq_bn")
+    with pytest.raises(InputError, match="is for other layers than 'mobilenet_v1'"):
+        trained.evaluate_batch([other])
+    with pytest.raises(InputError, match="must be one policy"):
+        task.cost(np.stack([policy.bits, policy.bits]))
     with pytest.raises(InputError, match="must have the shape"):
         task.evaluate(policy.bits[1:])
+
+
+def test_an_evaluator_that_writes_into_its_argument_changes_no_policy():
+    class Vandal(Own):
+        def evaluate(self, bits):
+            bits[:] = 1
+            return self.answer
+
+    task = make_task(evaluator=Vandal())
+    for trial in search_policy(task, "evolution", 6):
+        assert np.array_equal(task.space.clip(trial.bits), trial.bits)
+
+
+@pytest.mark.parametrize("accuracy", [torch.tensor(50.0), "50", None, float("nan"), 500.0])
+def test_an_accuracy_that_is_no_number_never_gets_into_a_log(accuracy, tmp_path):
+    task = make_task(evaluator=Own(Evaluation(accuracy)))
+    with pytest.raises(InputError, match="Own: an accuracy must be a percentage, 0 to 100, not"):
+        search_policy(task, "random", 3, folder=tmp_path)
+    assert not (tmp_path / "episodes.csv").exists()
+    own = Own()
+    own.float_accuracy = accuracy
+    with pytest.raises(InputError, match="Own: float_accuracy must be a percentage"):
+        _ = make_task(evaluator=own).float_accuracy

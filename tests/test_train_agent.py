@@ -730,7 +730,7 @@ def cut(path: Path) -> None:
     ("name", "damage", "message"),
     [
         ("settings.json", cut, "settings.json cannot be read"),
-        ("settings.json", Path.unlink, "settings.json cannot be read"),
+        ("settings.json", Path.unlink, "it has no settings.json"),
         ("settings.json", lambda path: path.write_text("[]"), "holds no settings of a run"),
         ("agent.pt", cut, "cannot read the agent's state"),
         ("agent.pt", Path.unlink, "the agent's state"),

@@ -44,7 +44,8 @@ def search_policy(
             are kept, made where it is missing; None keeps nothing.
         resume: go on with the search of the same arguments that is in the folder, or begin where
             there is none; if False, one that is there is thrown away once the first policy is
-            measured. An evaluator of one's own is told from another by its type alone.
+            measured. Weights and images are told from others by their digests, an evaluator of
+            one's own by its type alone.
         progress: called after every evaluation with all until then.
 
     Returns:
@@ -54,8 +55,8 @@ def search_policy(
     Raises:
         InputError: an unknown method, or one that needs a package that is missing, no evaluations
             or fewer than the search in the folder has, nothing to resume from without a folder, a
-            folder that cannot be made, one in which another process is searching, or what is in it
-            is damaged or of another search.
+            folder that cannot be made, one in which another process is searching, one of a
+            ``haq-env`` command, or what is in it is damaged or of another search.
     """
     check_method(method)
     for name, number, least in (("evaluations", evaluations, 1), ("seed", seed, 0)):
@@ -70,9 +71,11 @@ def search_policy(
     with sole_owner(place):
         about = json.loads(json.dumps(_about(task, method, seed), default=str))
         path = place / SETTINGS
+        if (place / "settings.json").exists():
+            raise InputError(f"{place} is the folder of a haq-env command: take another one.")
         if resume:
             check_length(place / "episodes.csv", evaluations)
-            if path.exists():
+            if path.exists() or (place / "episodes.csv").exists():
                 check_same(path, about)
 
         def noted(history: History) -> None:
@@ -86,8 +89,11 @@ def search_policy(
 
 def _about(task: Task, method: str, seed: int) -> dict[str, Any]:
     """Return what decides how a search comes out, apart from its length."""
+    from haq_env.run_folder import made_of
+
+    images = made_of(task, task.trained().subject.checkpoint) if task.is_trained else {}
     budget = {"metric": task.budget.metric, "limit": task.budget.limit}
-    return {**task.settings, "budget": budget, "method": method, "method_seed": int(seed)}
+    return {**task.settings, "budget": budget, "method": method, "method_seed": int(seed), **images}
 
 
 def _search(

@@ -40,7 +40,7 @@ class Cost:
         costs = self.machine.costs(layers)
         if self.table is not None:
             with writing(self.table):
-                write_table(self.table, costs)
+                write_table(self.table, costs, layers)
         if self.json:
             write(json.dumps(cost_record(layers, costs, bits), indent=1) + "\n")
             return

@@ -58,6 +58,8 @@ def _search(
         f"({budget.ratio:.3f} of 8 bits), searched by {settings.algo}",
         soft_wrap=True,
     )
+    if task.layers.uncounted:
+        console.print(task.layers.uncounted_line, markup=False, soft_wrap=True)
     history = _found(settings, env, source, console)
     if not history:
         raise KeyboardInterrupt  # before the first evaluation was finished: nothing was found

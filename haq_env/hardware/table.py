@@ -34,8 +34,14 @@ class MeasuredTable:
         return read_table(self.path, layers)
 
 
-def write_table(path: str | Path, table: CostTable) -> None:
+def write_table(path: str | Path, table: CostTable, layers: LayerTable | None = None) -> None:
     """Write the complete table: header, then one line per layer and pair of bits.
+
+    Args:
+        path: the file.
+        table: the costs.
+        layers: the network that they are of, so that the file tells its MACs also where the
+            table does not count them.
 
     Columns are layer, name, w_bits, a_bits, cycles, latency_ms, energy_mj, size_bytes; empty
     where the hardware has no model. Reading the file gives the same numbers, to the last bit;
@@ -47,7 +53,7 @@ def write_table(path: str | Path, table: CostTable) -> None:
         ("clock_hz", "" if table.clock_hz is None else _exact(table.clock_hz)),
         ("source", table.source),
         ("metric", table.metric),
-        ("macs", _macs(table)),
+        ("macs", _macs(table) if layers is None else str(sum(layer.macs for layer in layers))),
     ]
     header += [("note", note) for note in table.notes]
     for column, metric in COLUMNS.items():

@@ -164,11 +164,7 @@ def _shape(layer: Layer) -> str:
 def _caption(layers: LayerTable, costs: CostTable, dropped: Sequence[str]) -> str:
     lines = []
     if layers.uncounted:
-        others = len(layers.uncounted) - 1
-        more = f" and {others} other{'s' * (others > 1)}" if others else ""
-        lines.append(
-            f"In floats, and counted in no cost but the size: {layers.uncounted[0]}{more}."
-        )
+        lines.append(layers.uncounted_line)
     if costs.notes:
         lines.append(f"Note: {', '.join(costs.notes)}.")
     if costs.source:

@@ -53,6 +53,8 @@ def check_same(path: Path, settings: Mapping[str, Any]) -> None:
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"cannot resume {path.parent}: it has no {path.name}.") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
     if not isinstance(kept, dict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from haq_env.errors import InputError
@@ -66,8 +66,12 @@ def search_with_baseline(
         log, progress or (lambda _: None), known, anew=not resume, most=evaluations
     )
     try:
-        watched = "history" in inspect.signature(search).parameters
+        watched = "history" in _parameters(method, search)
         returned = search(task, evaluations, seed, **({"history": found} if watched else {}))
+        if not isinstance(returned, History):
+            raise InputError(
+                f"search method {method!r} must return its History, not {type(returned).__name__}."
+            )
         if returned is not found:
             for trial in returned[len(found) :]:
                 found.add(trial)
@@ -76,6 +80,18 @@ def search_with_baseline(
     except KeyboardInterrupt:
         found.interrupted = True  # asked for: what has been found is returned
     return found
+
+
+def _parameters(method: str, search: Callable[..., History]) -> Collection[str]:
+    """Return the names of a method's parameters, having seen that it can be called."""
+    signature = inspect.signature(search)
+    try:
+        signature.bind(None, 1, 0)
+    except TypeError as error:
+        raise InputError(
+            f"search method {method!r} is called as search(task, evaluations, seed): {error}."
+        ) from error
+    return signature.parameters
 
 
 def check_length(log: Path, evaluations: int) -> None:
@@ -132,7 +148,8 @@ class RecordedHistory(History):
             if (known.w_bits, known.a_bits) != (trial.w_bits, trial.a_bits):
                 raise InputError(
                     f"cannot resume {self._path}: evaluation {len(self)} would be another policy "
-                    "now. Was it made by another version, or on another machine?"
+                    "now. Was it made by another version, on another machine, or for another "
+                    "number of evaluations, which some methods go by?"
                 )
             self._trials.append(known)
         else:
