@@ -119,7 +119,8 @@ class LayerTable(Sequence[Layer]):
         float_parameters: parameters that no choice of bits touches and that stay in fp32:
             biases and the affine parameters of normalisation layers.
         uncounted: modules that have weights and are none of the layers, such as attention's
-            projections: they stay in fp32, and no cost but the size counts what they compute.
+            projections, and products of activations: they stay in fp32, and no cost but the size
+            of weights counts them.
     """
 
     network: str

@@ -366,6 +366,34 @@ def test_layers_are_in_the_order_of_execution_not_of_registration():
     assert table.uncounted == ("unused (Linear)",)
 
 
+@pytest.mark.parametrize(
+    ("product", "named"),
+    [
+        (lambda q, k: q @ k.transpose(1, 2), "1 product of activations (matmul)"),
+        (lambda q, k: torch.bmm(q, k.transpose(1, 2)), "1 product of activations (bmm)"),
+        (lambda q, k: torch.einsum("nif,njf->nij", q, k), "1 product of activations (einsum)"),
+        (
+            lambda q, k: F.scaled_dot_product_attention(q, k, k),
+            "1 product of activations (scaled_dot_product_attention)",
+        ),
+    ],
+)
+def test_products_of_activations_are_named(product, named):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.keys, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.Linear(4, 2)
+
+        def forward(self, images):
+            tokens = self.stem(images).flatten(2).transpose(1, 2)
+            mixed = product(tokens, self.keys(tokens))
+            return self.head(mixed.flatten(1)[:, :4])
+
+    table = trace(Attention(), (3, 4, 4))
+    assert table.names == ("stem", "keys", "head")
+    assert table.uncounted == (named,)
+
+
 def test_what_the_table_does_not_count_is_named_with_the_most_weights_first():
     class Mixed(nn.Module):
         def __init__(self):

@@ -20,6 +20,7 @@ from haq_env.layers import Layer, LayerTable, kind_of
 from haq_env.networks.attention import fastpath_off
 from haq_env.networks.graphs import Call, exported_calls, failing_module, symbolic_calls
 from haq_env.networks.modes import evaluation_mode
+from haq_env.networks.products import Products
 
 _OWN_TABLE = "or pass a LayerTable of your own"
 
@@ -85,7 +86,8 @@ def trace(
     _check_materialised(module)
     # Without gradients torch's attention modules take a fused path that hides their layers.
     with kept_generators(), torch.random.fork_rng(devices=[]), torch.enable_grad():
-        calls = _calls(module, _sample(module, shape))
+        products = Products()
+        calls = _calls(module, _sample(module, shape), products)
     if not calls:
         raise InputError(
             f"network {name or type(module).__name__!r} has nothing to quantize: its forward calls "
@@ -99,7 +101,7 @@ def trace(
         layers=table,
         input_shape=shape,
         float_parameters=total - sum(layers[call.path].weight.numel() for call in calls),
-        uncounted=_uncounted(module, {call.path for call in calls}),
+        uncounted=(*_uncounted(module, {call.path for call in calls}), *products.named()),
     )
 
 
@@ -144,10 +146,10 @@ def _sample(module: nn.Module, shape: tuple[int, ...]) -> Tensor:
     return torch.zeros((1, *shape), dtype=first.dtype, device=first.device)
 
 
-def _calls(module: nn.Module, sample: Tensor) -> list[Call]:
+def _calls(module: nn.Module, sample: Tensor, products: Products) -> list[Call]:
     # What keeps something of its input must not keep symbols or fake tensors: copies are run.
     network = _apart(module)
-    called = _called(network, sample)
+    called = _called(network, sample, products)
     calls: list[Call] = []
     network = _apart(module)
     with evaluation_mode(network), suppress(Exception):
@@ -202,8 +204,10 @@ def _quiet() -> Iterator[None]:
         logger.disabled = before
 
 
-def _called(network: nn.Module, sample: Tensor) -> set[str]:
+def _called(network: nn.Module, sample: Tensor, products: Products) -> set[str]:
     """Run a network once; return the paths of the quantizable layers that are called.
+
+    Products of activations are counted.
 
     Raises:
         InputError: it does not accept the sample.
@@ -219,7 +223,9 @@ def _called(network: nn.Module, sample: Tensor) -> set[str]:
         with fastpath_off(), evaluation_mode(network):
             try:
                 with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                    network(mode.from_tensor(sample))
+                    image = mode.from_tensor(sample)
+                    with products:
+                        network(image)
             except Exception:  # not every operation knows shapes alone
                 called.clear()
                 _check_runs(network, sample)
