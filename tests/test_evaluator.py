@@ -587,7 +587,10 @@ def test_labels_outside_the_classes_are_refused(part, label):
         ([(np.zeros((1, 2, 8, 8)), 0)], "channels x height x width, not float64 [1, 2, 8, 8]"),
         ([(np.zeros((1, 8, 8)), 1), (np.zeros((1, 8, 8)), 0.5)], "label 1 must be an integer, not"),
         ([np.zeros((1, 8, 8))], "item 0 must be a pair of image and label"),
-        ((np.zeros((3, 1, 8, 8)), np.zeros(2, int)), "3 images, and 2 labels"),
+        ((np.zeros((3, 1, 8, 8)), np.zeros(2, int)), "3 images, and labels [2]: there must be one"),
+        ([np.zeros((3, 1, 8, 8)), np.zeros((3, 1))], "3 images, and labels [3, 1]: there must be"),
+        ({"images": 0, "labels": 1}, "item 0 must be a pair of image and label: KeyError"),
+        ([], "a part of it has no images"),
     ],
 )
 def test_samples_that_are_no_images_are_refused(samples, message):
@@ -602,7 +605,11 @@ def test_samples_that_are_no_images_are_refused(samples, message):
         ({"std": [78.6]}, "std must be positive and at most 1, on the scale where white is 1"),
         ({"std": [0.0]}, "std must be positive"),
         ({"mean": [float("nan")]}, "mean must lie in 0 to 1"),
-        ({"mean": 0.5}, "mean and std must be one number a channel each"),
+        ({"mean": 0.5}, "mean must be one number for each channel, not 0.5"),
+        ({"std": [None]}, "std must be one number for each channel, not [None]"),
+        ({"mean": "a"}, "mean must be one number for each channel, not 'a'"),
+        ({"classes": 2.5}, "classes must be a positive integer, not 2.5"),
+        ({"classes": "2"}, "classes must be a positive integer, not '2'"),
         ({"mean": [0.5, 0.5]}, "mean must be one number for each of 1 channels, not 2"),
     ],
 )
@@ -620,6 +627,11 @@ def test_two_arrays_are_images_and_their_labels():
         data = Dataset.of("mine", arrays, arrays, arrays, classes=2, mean=[0.5], std=[0.5])
         assert np.array_equal(data.train.images, np.rint(images * 255))
         assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    tensor = torch.tensor(images, requires_grad=True)
+    pairs = ((tensor[0], 0), (tensor[1], torch.tensor(1)))
+    about = {"classes": 2, "mean": torch.tensor([0.5]), "std": np.array([0.5])}
+    data = Dataset.of("mine", pairs, pairs, pairs, **about)
+    assert (data.train.labels.tolist(), data.mean, data.std) == ([0, 1], (0.5,), (0.5,))
 
 
 def test_a_network_that_fails_without_a_message_is_one_clear_error():

@@ -81,7 +81,9 @@ def test_training_images_that_come_sorted_by_class_are_mixed():
     about = {"classes": 10, "mean": data.mean, "std": data.std}
     ordered = by_class(data.train)
     pairs = list(zip(ordered.images, ordered.labels, strict=True))
-    taken = Dataset.of("mine", pairs, data.val, data.test, **about)
+    taken = Dataset.of("mine", pairs, data.val, pairs, **about)
+    counts = np.bincount(taken.test.first(300).labels)
+    assert 25 <= counts.min() <= counts.max() <= 35  # a fair sample
     assert (taken.train.labels[:10] != ordered.labels[:10]).any()
     assert sorted(taken.train.labels) == sorted(ordered.labels)
     assert len(set(taken.train.labels[:30])) == 10

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from haq_env.data.splits import balanced_order
-from haq_env.errors import InputError, first_line
+from haq_env.errors import InputError, typed_line
 
 _MIXED = 256  # images that clips are found from
 
@@ -96,6 +96,10 @@ class Dataset:
 
     def __post_init__(self) -> None:
         shape = self.input_shape
+        if not isinstance(self.classes, int | np.integer) or self.classes < 1:
+            raise InputError(
+                f"data set {self.name!r}: classes must be a positive integer, not {self.classes!r}."
+            )
         for part in ("train", "val", "test"):
             labels = getattr(self, part).labels
             if labels.min() < 0 or labels.max() >= self.classes:
@@ -171,7 +175,8 @@ class Dataset:
             train: a `Split`, or pairs of an image and a label such as a torchvision data set
                 yields them: PIL images, uint8 arrays, or float arrays from 0 to 1 (not yet
                 normalised), channels first; all of one size. Or two arrays, (images, labels).
-                Pairs may come sorted by class: a fixed shuffle mixes them. A `Split` must be mixed.
+                Images may come sorted by class: a fixed shuffle mixes them. A `Split` stays as it
+                is, and this one must be mixed.
             val: likewise, held out of training.
             test: likewise, for the final figures only.
             classes: number of classes.
@@ -181,15 +186,21 @@ class Dataset:
         Raises:
             InputError: images, labels, mean or std cannot be used; the message says which and why.
         """
-        if not (isinstance(mean, Sequence | np.ndarray) and isinstance(std, Sequence | np.ndarray)):
-            raise InputError(f"data set {name!r}: mean and std must be one number a channel each.")
+        means, stds = _numbers(name, "mean", mean), _numbers(name, "std", std)
         first, second, third = (
-            s if isinstance(s, Split) else _gather(name, s, len(mean)) for s in (train, val, test)
+            each if isinstance(each, Split) else _gather(name, each, len(means))
+            for each in (train, val, test)
         )
-        if not isinstance(train, Split) and _is_sorted(first.labels):
-            order = balanced_order(first.labels, 0)
-            first = Split(first.images[order], first.labels[order])
-        return cls(name, classes, tuple(mean), tuple(std), first, second, third)
+        return cls(name, classes, means, stds, first, second, third)
+
+
+def _numbers(name: str, what: str, values: Any) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"data set {name!r}: {what} must be one number for each channel, not {values!r}."
+        ) from error
 
 
 def _is_sorted(labels: NDArray[np.int64]) -> bool:
@@ -217,10 +228,16 @@ def _pixels(name: str, index: int, image: Any, channels: int) -> Any:
 
 def _pairs(name: str, samples: Any) -> Any:
     """Return what has a length and yields pairs: two arrays are taken side by side."""
-    if isinstance(samples, tuple) and len(samples) == 2 and np.ndim(samples[1]) == 1:
+    if (
+        isinstance(samples, tuple | list)
+        and [hasattr(each, "ndim") for each in samples] == [True] * 2
+    ):
         images, labels = samples
-        if len(images) != len(labels):
-            raise InputError(f"data set {name!r}: {len(images)} images, and {len(labels)} labels.")
+        if labels.ndim != 1 or len(images) != len(labels):
+            raise InputError(
+                f"data set {name!r}: {len(images)} images, and labels {list(labels.shape)}: there "
+                "must be one number for each image."
+            )
         return list(zip(images, labels, strict=True))
     if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
         raise InputError(
@@ -232,6 +249,8 @@ def _pairs(name: str, samples: Any) -> Any:
 
 def _eight_bits(name: str, index: int, image: Any, channels: int) -> NDArray[np.uint8]:
     """Return one image as uint8 [C, H, W]."""
+    if hasattr(image, "detach"):  # a tensor, perhaps with gradients or on another device
+        image = image.detach().cpu()
     array = np.asarray(_pixels(name, index, image, channels))
     if array.ndim == 2:
         array = array[None]
@@ -258,10 +277,10 @@ def _gather(name: str, samples: Any, channels: int) -> Split:
     for index in range(len(samples)):
         try:
             image, label = samples[index]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise InputError(
                 f"data set {name!r}: item {index} must be a pair of image and label: "
-                f"{first_line(error)}."
+                f"{typed_line(error)}."
             ) from error
         images.append(_eight_bits(name, index, image, channels))
         try:
@@ -270,7 +289,13 @@ def _gather(name: str, samples: Any, channels: int) -> Split:
             raise InputError(
                 f"data set {name!r}: label {index} must be an integer, not {label!r}."
             ) from error
+    if not images:
+        raise InputError(f"data set {name!r}: a part of it has no images.")
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise InputError(f"data set {name!r}: images must have one shape, not {sorted(shapes)}.")
-    return Split(np.stack(images), np.array(labels, dtype=np.int64))
+    split = Split(np.stack(images), np.array(labels, dtype=np.int64))
+    if not _is_sorted(split.labels):
+        return split
+    order = balanced_order(split.labels, 0)
+    return Split(split.images[order], split.labels[order])
