@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from types import MappingProxyType
 
 import numpy as np
@@ -84,6 +86,19 @@ class CostTable:
             raise unknown_name("metric", self.metric, UNITS)
         if self.metric not in self.values:
             object.__setattr__(self, "metric", next(iter(self.values), self.metric))
+        if not isinstance(self.batch, Integral) or self.batch < 1:
+            raise InputError(
+                f"cost table {self.hardware!r}: batch must be a positive integer, not "
+                f"{self.batch!r}."
+            )
+        for metric, constant in self.constants.items():
+            if metric not in UNITS:
+                raise unknown_name("metric", metric, UNITS)
+            if not (isinstance(constant, Real) and 0 <= constant < math.inf):
+                raise InputError(
+                    f"cost table {self.hardware!r}: the constant {metric} must be a number from 0 "
+                    f"up, not {constant!r}."
+                )
         for metric, grid in self.values.items():
             if metric not in UNITS:
                 raise unknown_name("metric", metric, UNITS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args, overload
 
 from haq_env.errors import InputError
@@ -52,13 +53,14 @@ class Layer:
                 f"layer {self.name!r}: unknown kind {self.kind!r}; allowed: {', '.join(KINDS)}."
             )
         for field in ("in_channels", "out_channels", "groups"):
-            _positive(self.name, field, getattr(self, field))
+            number = _positive(self.name, field, getattr(self, field))
+            object.__setattr__(self, field, number)
         for field in ("kernel", "stride", "in_size", "out_size"):
             pair = getattr(self, field)
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise InputError(f"layer {self.name!r}: {field} must be a pair, not {pair!r}.")
-            for number in pair:
-                _positive(self.name, field, number)
+            numbers = tuple(_positive(self.name, field, number) for number in pair)
+            object.__setattr__(self, field, numbers)
         for field in ("in_channels", "out_channels"):
             if getattr(self, field) % self.groups:
                 raise InputError(
@@ -103,9 +105,11 @@ def kind_of(in_channels: int, groups: int, *, linear: bool = False) -> Kind:
     return "depthwise" if groups == in_channels else "grouped"
 
 
-def _positive(layer: str, field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def _positive(layer: str, field: str, value: object) -> int:
+    """Return a positive integer as Python's own: a table by hand may come from NumPy."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"layer {layer!r}: {field} must be a positive integer, not {value!r}.")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,15 @@ class LayerTable(Sequence[Layer]):
     uncounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if isinstance(self.uncounted, str) or not isinstance(self.float_parameters, Integral):
+            raise InputError(
+                f"network {self.network!r}: uncounted must be a tuple of names, and "
+                "float_parameters an integer."
+            )
+        object.__setattr__(self, "uncounted", tuple(self.uncounted))
+        if self.float_parameters < 0:
+            raise InputError(f"network {self.network!r}: float_parameters must not be negative.")
         if not self.layers:
             raise InputError(f"network {self.network!r} has no convolution and no linear layer.")
         names = [layer.name for layer in self.layers]

@@ -294,6 +294,33 @@ def test_images_to_test_on_come_from_their_own_folder(tmp_path):
     assert data.input_shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_held_out_images_may_have_another_common_name(name, tmp_path):
+    for number, part in enumerate(("train", name, "test")):
+        write_images(tmp_path / "pets" / part, ["cat", "dog"], 2 + number, 1_000 * number)
+    data = load_dataset(f"imagefolder:{tmp_path / 'pets'}")
+    assert data.about["counts"] == {"train": 4, "val": 6, "test": 8}
+    write_images(tmp_path / "pets" / "val", ["cat", "dog"], 2, 9_000)
+    with pytest.raises(InputError, match=f"pets has val and {name}: one of them is too many"):
+        load_dataset(f"imagefolder:{tmp_path / 'pets'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": "8"}, "size must be an integer, at least 1, not '8'"),
+        ({"size": (8, 8)}, "size must be an integer"),
+        ({"val": "a"}, "val must be a share above 0 and below 1, not 'a'"),
+        ({"test": 1}, "test must be a share above 0 and below 1, not 1"),
+        ({"seed": -1}, "seed must be an integer, 0 or more, not -1"),
+    ],
+)
+def test_options_of_a_folder_that_make_no_sense_are_refused(options, message, tmp_path):
+    write_images(tmp_path, ["cat", "dog"], 4, 0)
+    with pytest.raises(InputError, match=message):
+        load_dataset(f"imagefolder:{tmp_path}", **options)
+
+
 def test_images_to_hold_out_come_from_their_own_folder_where_there_is_one_to_test_on(tmp_path):
     brightness = {}
     for number, part in enumerate(("train", "val", "test")):

@@ -572,6 +572,23 @@ def map_floats(numbers):
     return {name: float(value) for name, value in numbers.items()}
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"constants": {"latency": -50.0}},
+            "constant latency must be a number from 0 up, not -50.0",
+        ),
+        ({"constants": {"latency": float("inf")}}, "constant latency must be a number"),
+        ({"constants": {"latencyy": 5.0}}, "unknown metric 'latencyy'. Did you mean 'latency'"),
+        ({"batch": 0}, "batch must be a positive integer, not 0"),
+    ],
+)
+def test_what_no_machine_can_cost_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        CostTable(SMALL.names, {"latency": np.ones((3, 8, 8))}, "mine", **given)
+
+
 def test_short_numbers_of_numpy_are_the_numbers_that_they_are():
     assert np.array_equal(
         BitFusion(batch=np.uint8(16)).cost_table(V1).grid("latency"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -843,6 +844,18 @@ def test_a_kernel_that_is_no_pair_is_refused_in_python_too():
     for field in ("kernel", "stride", "in_size", "out_size"):
         with pytest.raises(InputError, match=f"{field} must be a pair, not 3"):
             Layer("a", "conv", 3, 4, **{field: 3})
+
+
+def test_a_table_by_hand_may_have_numpys_integers_and_lists():
+    numbers = np.array([3, 8, 1, 5])
+    layer = Layer("a", "conv", numbers[0], numbers[1], [numbers[2]] * 2, in_size=[5, numbers[3]])
+    assert layer == Layer("a", "conv", 3, 8, (1, 1), in_size=(5, 5))
+    table = LayerTable("net", [layer], uncounted=["b (Conv1d)"])
+    assert layers_from_json(json.loads(json.dumps(layers_to_json(table)))) == table
+    assert len({table, LayerTable("net", (layer,), uncounted=("b (Conv1d)",))}) == 1
+    for wrong in ({"uncounted": "b"}, {"float_parameters": 1.5}, {"float_parameters": -5}):
+        with pytest.raises(InputError, match="float_parameters"):
+            LayerTable("net", (layer,), **wrong)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from haq_env.errors import InputError
 
 # torchvision's, for all of its ImageNet networks.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HELD_OUT = ("val", "valid", "validation")  # names of a folder of such images
 
 
 def imagefolder(
@@ -31,7 +33,8 @@ def imagefolder(
     Args:
         root: the folder. With folders ``train`` and ``test`` (or ``val``) in it, these are used,
             and with all three ``val`` is what is held out for searching; otherwise its own folders
-            are the classes and the test images are taken out of them.
+            are the classes and the test images are taken out of them. ``val`` may be called
+            ``valid`` or ``validation``.
         size: the shorter side is resized to it and the middle cut out, in pixels; None for images
             that are all of one size.
         val: share of the training images that is held out for searching, above 0 and below 1,
@@ -47,8 +50,11 @@ def imagefolder(
     """
     folder = _checked(root, "imagefolder")
     for name, share in (("val", val), ("test", test)):
-        if not 0 < share < 1:
+        if not isinstance(share, Real) or not 0 < share < 1:
             raise InputError(f"{name} must be a share above 0 and below 1, not {share!r}.")
+    if size is not None:
+        _check_counts(size=size)
+    _check_seed(seed)
     train, *apart = _layout(folder)
     classes = class_folders(train)
     files = folder_files(train, classes)
@@ -106,9 +112,8 @@ def imagenet(
         InputError: a folder is missing or empty, an image is broken, or a number is out of range.
     """
     folder = _checked(root, "imagenet")
-    for name, number in (("classes", classes), ("train", train), ("val", val), ("size", size)):
-        if number < 1:
-            raise InputError(f"{name} must be at least 1, not {number}.")
+    _check_counts(classes=classes, train=train, val=val, size=size)
+    _check_seed(seed)
     every = class_folders(folder / "train")
     rng = np.random.default_rng(seed)
     chosen = [every[i] for i in sorted(rng.permutation(len(every))[:classes])]
@@ -126,6 +131,17 @@ def imagenet(
     return Dataset("imagenet", len(every), MEAN, STD, *splits, about=about, shows_all_classes=False)
 
 
+def _check_counts(**numbers: object) -> None:
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
+            raise InputError(f"{name} must be an integer, at least 1, not {number!r}.")
+
+
+def _check_seed(seed: object) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise InputError(f"seed must be an integer, 0 or more, not {seed!r}.")
+
+
 def _checked(root: str | Path, name: str) -> Path:
     if not str(root):
         raise InputError(f"data set {name!r} needs a folder: write {name}:FOLDER.")
@@ -141,8 +157,13 @@ def _layout(folder: Path) -> tuple[Path, Path | None, Path | None]:
     # "train" without folders in it is a class: of vehicles, say
     if not train.is_dir() or not any(entry.is_dir() for entry in train.iterdir()):
         return folder, None, None
-    val, test = (each if each.is_dir() else None for each in (folder / "val", folder / "test"))
-    return (train, None, val) if test is None else (train, val, test)
+    kept = [each for name in _HELD_OUT if (each := folder / name).is_dir()]
+    if len(kept) > 1:
+        raise InputError(
+            f"{folder} has {kept[0].name} and {kept[1].name}: one of them is too many."
+        )
+    val, test = next(iter(kept), None), folder / "test"
+    return (train, val, test) if test.is_dir() else (train, None, val)
 
 
 def _same_classes(folder: Path, classes: Sequence[str]) -> list[ImageFile]:
