@@ -24,6 +24,7 @@ OWN = (
     "law",
     "seeds",
     "more-seeds",
+    "last-seeds",
     "residual",
 )
 PACKAGE = "haq-env"  # their owner
