@@ -112,9 +112,8 @@ class Task:
             name = f"{type(self.evaluator).__name__}.evaluate{'_each' * (how == 'yield')}"
             raise InputError(f"{name} must {how} a haq_env.Evaluation, not {answer!r}.")
         accuracy = answer.accuracy
-        if (
-            not isinstance(accuracy, Real) or not 0 <= accuracy <= 100
-        ):  # so is NaN, which would be the best one for ever
+        # NaN would be the best one for ever
+        if not isinstance(accuracy, Real) or not 0 <= accuracy <= 100:
             raise InputError(
                 f"{type(self.evaluator).__name__}: an accuracy must be a percentage, 0 to 100, not "
                 f"{accuracy!r}."

@@ -228,10 +228,8 @@ def _pixels(name: str, index: int, image: Any, channels: int) -> Any:
 
 def _pairs(name: str, samples: Any) -> Any:
     """Return what has a length and yields pairs: two arrays are taken side by side."""
-    if (
-        isinstance(samples, tuple | list)
-        and [hasattr(each, "ndim") for each in samples] == [True] * 2
-    ):
+    two = isinstance(samples, tuple | list) and len(samples) == 2
+    if two and all(hasattr(each, "ndim") for each in samples):
         images, labels = samples
         if labels.ndim != 1 or len(images) != len(labels):
             raise InputError(
