@@ -24,7 +24,6 @@ def search(settings: Search, console: Console) -> None:
     from haq_env.agents.transfer import Source
     from haq_env.commands.environment import environment_of
     from haq_env.evaluation.fingerprint import digest
-    from haq_env.files import make_folder
     from haq_env.run_folder import made_of, open_folder
     from haq_env.search.folder import sole_owner
 
@@ -37,7 +36,7 @@ def search(settings: Search, console: Console) -> None:
         decides["transferred"] = digest([("agent", source.state.read_bytes())])
     if settings.overwrite:  # a network that cannot be used must not cost an earlier run
         env.task.trained().bench  # noqa: B018
-    with sole_owner(make_folder(settings.folder)):
+    with sole_owner(settings.folder):
         open_folder(settings.folder, decides, resume=settings.resume, overwrite=settings.overwrite)
         _search(settings, env, source, console)
 

@@ -18,13 +18,15 @@ def sole_owner(folder: Path) -> Iterator[None]:
     """Keep other processes from searching in a folder for so long.
 
     Args:
-        folder: it must exist. The lock goes with the process, however that ends.
+        folder: made where it is missing. The lock goes with the process, however that ends; its
+            file, ``.lock``, stays.
 
     Raises:
         InputError: another search is going on there, or nothing can be written there.
     """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
         raise InputError(
