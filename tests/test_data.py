@@ -348,7 +348,7 @@ def imagenet(tmp_path) -> Path:
 
 
 def test_imagenet_draws_classes_and_keeps_the_labels_of_all(imagenet):
-    data = load_dataset(f"imagenet:{imagenet}", classes=2, val=2, size=32)
+    data = load_dataset(f"imagenet:{imagenet}", classes=2, val=np.int64(2), size=32)
     drawn = [int(name[1:]) for name in data.about["classes"]]
     assert (len(drawn), data.classes) == (2, 4)
     for part in (data.train, data.val, data.test):

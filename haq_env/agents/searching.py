@@ -91,9 +91,9 @@ def _about(task: Task, method: str, seed: int) -> dict[str, Any]:
     """Return what decides how a search comes out, apart from its length."""
     from haq_env.run_folder import made_of
 
-    images = made_of(task, task.trained().subject.checkpoint) if task.is_trained else {}
+    made = made_of(task, task.trained().subject.checkpoint) if task.is_trained else {}
     budget = {"metric": task.budget.metric, "limit": task.budget.limit}
-    return {**task.settings, "budget": budget, "method": method, "method_seed": int(seed), **images}
+    return {**task.settings, "budget": budget, "method": method, "method_seed": int(seed), **made}
 
 
 def _search(

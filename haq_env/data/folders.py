@@ -122,7 +122,7 @@ def imagenet(
     view = View(round(size * 256 / 224) if resize is None else resize, size)
 
     def fill(scratch: Path) -> dict[str, Any]:
-        held = max(1, min(val, len(files) // 3))
+        held = int(max(1, min(val, len(files) // 3)))
         counts = _write(scratch, files, others, every, view, held, train, seed, folder / "train")
         return {"source": "folder", "seed": seed, "classes": chosen, "counts": counts}
 
