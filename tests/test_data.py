@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from hashlib import md5
 from pathlib import Path
 
@@ -596,3 +597,25 @@ def test_images_of_pil_with_floats_are_refused():
     pairs = [(Image.fromarray(grey(seed).astype(np.float32)), 0) for seed in range(2)]
     with pytest.raises(InputError, match="image 0 has pixels of 32 bits or floats"):
         Dataset.of("mine", pairs, pairs, pairs, classes=2, mean=[0.5], std=[0.25])
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ((0, 100, 100), "100 of 100 test images are val images, too"),
+        ((0, 100, 198), "2 of 100 test images are val images, too"),
+        ((0, 30, 200), "70 of 100 val images are train images, too"),
+        ((0, 200, 0), "100 of 100 test images are train images, too"),
+        ((0, 100, 199), None),  # one in a hundred, as real sets have
+        ((0, 100, 200), None),
+    ],
+)
+def test_images_that_are_in_two_splits_are_told(parts, told):
+    images = [(picture(seed), seed % 2) for seed in range(300)]
+    splits = [images[start : start + 100] for start in parts]
+    about = {"classes": 2, "mean": [0.5] * 3, "std": [0.25] * 3}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Dataset.of("mine", *splits, **about)
+    assert [told in str(each.message) for each in caught] == ([] if told is None else [True])
+    assert all(Path(each.filename) == Path(__file__) for each in caught)  # the caller's line

@@ -3,65 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from haq_env.data.splits import balanced_order
-from haq_env.errors import InputError, typed_line
-
-_MIXED = 256  # images that clips are found from
-
-
-class _Samples(Protocol):
-    """What is needed of a `torch.utils.data.Dataset`: a length and (image, label) pairs."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images and labels.
-
-    Attributes:
-        images: uint8 [N, C, H, W]; in memory, or mapped from a file.
-        labels: int64 [N], from 0.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise InputError(
-                f"images must be uint8 [N, C, H, W], not {self.images.dtype} "
-                f"{list(self.images.shape)}."
-            )
-        if self.labels.shape != (len(self.images),) or not len(self.images):
-            raise InputError(
-                f"labels must be one number for each of the {len(self.images)} images (at least "
-                f"one), not {list(self.labels.shape)}."
-            )
-        if not np.issubdtype(self.labels.dtype, np.integer):
-            raise InputError(f"labels must be integers, not {self.labels.dtype}.")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def first(self, count: int) -> Split:
-        """Return the first images, without copying; the built-in sets are in a shuffled order.
-
-        Raises:
-            InputError: there are not so many, or the count is below 1.
-        """
-        if not 1 <= count <= len(self):
-            raise InputError(f"count must be 1 to {len(self):,}, not {count:,}.")
-        return Split(self.images[:count], self.labels[:count])
+from haq_env.data.overlap import warn_of_overlap
+from haq_env.data.samples import Samples, gather
+from haq_env.data.splits import MIXED, Split, is_sorted
+from haq_env.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,10 +80,10 @@ class Dataset:
         self._check_mixed()
 
     def _check_mixed(self) -> None:
-        if _is_sorted(self.train.labels):
+        if is_sorted(self.train.labels):
             raise InputError(
                 f"data set {self.name!r}: the training images are sorted by class, so what is "
-                f"estimated from the first {_MIXED} would be wrong: shuffle them, or use "
+                f"estimated from the first {MIXED} would be wrong: shuffle them, or use "
                 "Dataset.of with pairs of image and label, which does."
             )
 
@@ -160,9 +111,9 @@ class Dataset:
     def of(
         cls,
         name: str,
-        train: _Samples | Split,
-        val: _Samples | Split,
-        test: _Samples | Split,
+        train: Samples | Split,
+        val: Samples | Split,
+        test: Samples | Split,
         *,
         classes: int,
         mean: Sequence[float],
@@ -185,13 +136,17 @@ class Dataset:
 
         Raises:
             InputError: images, labels, mean or std cannot be used; the message says which and why.
+
+        Warns where splits share images.
         """
         means, stds = _numbers(name, "mean", mean), _numbers(name, "std", std)
         first, second, third = (
-            each if isinstance(each, Split) else _gather(name, each, len(means))
+            each if isinstance(each, Split) else gather(name, each, len(means))
             for each in (train, val, test)
         )
-        return cls(name, classes, means, stds, first, second, third)
+        data = cls(name, classes, means, stds, first, second, third)
+        warn_of_overlap(data)
+        return data
 
 
 def _numbers(name: str, what: str, values: Any) -> tuple[float, ...]:
@@ -201,99 +156,3 @@ def _numbers(name: str, what: str, values: Any) -> tuple[float, ...]:
         raise InputError(
             f"data set {name!r}: {what} must be one number for each channel, not {values!r}."
         ) from error
-
-
-def _is_sorted(labels: NDArray[np.int64]) -> bool:
-    """Tell whether neighbours are of one class far more often than in a mixed order."""
-    if len(labels) <= _MIXED:
-        return False  # all of them are used
-    shares = np.unique(labels, return_counts=True)[1] / len(labels)
-    mixed = 1 - float((shares**2).sum())  # chance that neighbours differ
-    return float((labels[1:] != labels[:-1]).mean()) < 0.25 * mixed
-
-
-def _pixels(name: str, index: int, image: Any, channels: int) -> Any:
-    """Convert an image of PIL in another mode to the channels asked for."""
-    from PIL import Image
-
-    from haq_env.data.files import eight_bits
-
-    if not isinstance(image, Image.Image):
-        return image
-    try:
-        return eight_bits(image).convert("L" if channels == 1 else "RGB")
-    except ValueError as error:
-        raise InputError(f"data set {name!r}: image {index} {error}.") from error
-
-
-def _pairs(name: str, samples: Any) -> Any:
-    """Return what has a length and yields pairs: two arrays are taken side by side."""
-    two = isinstance(samples, tuple | list) and len(samples) == 2
-    if two and all(hasattr(each, "ndim") for each in samples):
-        images, labels = samples
-        if labels.ndim != 1 or len(images) != len(labels):
-            raise InputError(
-                f"data set {name!r}: {len(images)} images, and labels {list(labels.shape)}: there "
-                "must be one number for each image."
-            )
-        return list(zip(images, labels, strict=True))
-    if not (hasattr(samples, "__len__") and hasattr(samples, "__getitem__")):
-        raise InputError(
-            f"data set {name!r}: pairs of image and label must have a length and an index, which "
-            f"{type(samples).__name__} lacks; of a DataLoader give its data set, not normalised."
-        )
-    return samples
-
-
-def _eight_bits(name: str, index: int, image: Any, channels: int) -> NDArray[np.uint8]:
-    """Return one image as uint8 [C, H, W]."""
-    if hasattr(image, "detach"):  # a tensor, perhaps with gradients or on another device
-        image = image.detach().cpu()
-    array = np.asarray(_pixels(name, index, image, channels))
-    if array.ndim == 2:
-        array = array[None]
-    elif array.ndim == 3 and array.shape[0] != channels and array.shape[-1] == channels:
-        array = array.transpose(2, 0, 1)  # PIL: channels last
-    if array.ndim != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
-        raise InputError(
-            f"data set {name!r}: image {index} must be uint8 or float, channels x height x width, "
-            f"not {array.dtype} {list(array.shape)}."
-        )
-    if array.dtype != np.uint8:
-        if not (array.min() >= 0 and array.max() <= 1):  # NaN is not, either
-            raise InputError(
-                f"data set {name!r}: image {index} has values {array.min():.3g} to "
-                f"{array.max():.3g}; float images must lie in 0 to 1, not normalised."
-            )
-        array = np.rint(array * 255).astype(np.uint8)
-    return array
-
-
-def _gather(name: str, samples: Any, channels: int) -> Split:
-    samples = _pairs(name, samples)
-    images, labels = [], []
-    for index in range(len(samples)):
-        try:
-            image, label = samples[index]
-        except (TypeError, ValueError, LookupError) as error:
-            raise InputError(
-                f"data set {name!r}: item {index} must be a pair of image and label: "
-                f"{typed_line(error)}."
-            ) from error
-        images.append(_eight_bits(name, index, image, channels))
-        try:
-            labels.append(operator.index(label))
-        except TypeError as error:
-            raise InputError(
-                f"data set {name!r}: label {index} must be an integer, not {label!r}."
-            ) from error
-    if not images:
-        raise InputError(f"data set {name!r}: a part of it has no images.")
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise InputError(f"data set {name!r}: images must have one shape, not {sorted(shapes)}.")
-    split = Split(np.stack(images), np.array(labels, dtype=np.int64))
-    if not _is_sorted(split.labels):
-        return split
-    order = balanced_order(split.labels, 0)
-    return Split(split.images[order], split.labels[order])

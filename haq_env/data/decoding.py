@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from haq_env.data.dataset import Split
 from haq_env.data.files import ImageFile, View, decode
+from haq_env.data.splits import Split
 from haq_env.data.store import new_array
 from haq_env.errors import InputError
 

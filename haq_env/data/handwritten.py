@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from haq_env.data.dataset import Dataset, Split
+from haq_env.data.dataset import Dataset
+from haq_env.data.splits import Split
 
 
 def digits(size: int = 16) -> Dataset:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from haq_env.data.dataset import Split
+from haq_env.data.splits import Split
 from haq_env.errors import InputError
 
 PARTS = ("train", "val", "test")
