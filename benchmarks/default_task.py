@@ -24,7 +24,7 @@ os.environ |= pinned()  # before torch: others add alike, and get the same digit
 
 import numpy as np
 import tyro
-from result_files import sums
+from result_files import command_line, sums, write_text
 from rich.console import Console
 from rich.table import Table
 
@@ -54,6 +54,8 @@ class Settings:
     """Random feasible policies."""
     finetune_seeds: int = 5
     """Finetuning seeds for every figure that is not the reward itself."""
+    results: Path = RESULTS
+    """Folder of the table."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,8 @@ def main() -> None:
         f"haq-env {haq_env.__version__}, seeds {seeds.start} to {seeds.stop - 1}, "
         f"{sums()}, {time.perf_counter() - start:.0f} s"
     )
-    RESULTS.mkdir(exist_ok=True)
-    text = "# The default task\n\n`python benchmarks/default_task.py`\n\n```\n"
-    (RESULTS / "default_task.md").write_text(text + console.export_text() + "```\n", "utf-8")
+    text = f"# The default task\n\n`{command_line(__file__, settings)}`\n\n```\n"
+    write_text(settings.results / "default_task.md", text + console.export_text() + "```\n")
     sys.exit(not all(met for _, met in checks))
 
 

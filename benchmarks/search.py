@@ -5,8 +5,8 @@
 Runs train_agent.py once for each seed (a finished run in the folder is taken as it is, a killed
 one goes on), reads what it wrote and prints the gain of the found over the uniform policy after
 the same final finetuning. Writes benchmarks/results/search.md; exits with 1 if a seed gains less
-than one point on the held-out images or takes longer than ten minutes of a processor, whatever else
-runs beside it.
+than one point on the held-out images, or takes longer than ten minutes of a processor, whatever
+else runs beside it, or a time that is not known, since a killed run has gone on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from result_files import command_line, write_text
 from rich.console import Console
 from rich.table import Table
 
@@ -41,9 +42,11 @@ class Settings:
     episodes: int = 300
     """Evaluations of each search, beside the uniform policy."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the agent and of the finetuning inside the reward."""
+    """Seeds of the agent and of the final finetuning."""
     out: Path = Path("runs/search")
     """Folder of the runs."""
+    results: Path = RESULTS
+    """Folder of the table."""
 
 
 def run(settings: Settings, seed: int) -> tuple[dict[str, Any], float]:
@@ -91,7 +94,7 @@ def main() -> None:
         accuracy = record["accuracy"]
         uniform, found = accuracy["final"]["uniform"], accuracy["final"]["found"]
         gains = {part: np.mean(found[part]) - np.mean(uniform[part]) for part in ("val", "test")}
-        failed |= bool(gains["val"] < 1 or seconds > 600)
+        failed |= bool(gains["val"] < 1 or not seconds <= 600)
         table.add_row(
             str(seed), f"{accuracy['uniform_search']:.2f}", f"{accuracy['search']:.2f}",
             text(uniform["val"]), text(found["val"]), f"{gains['val']:+.2f}",
@@ -102,9 +105,8 @@ def main() -> None:
     console.print(f"{state}: every seed gains 1 point (val) in 10 minutes of one processor")
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     console.print(f"{settings.episodes} episodes; {versions}")
-    RESULTS.mkdir(exist_ok=True)
-    head = "# Search against uniform bits\n\n`python benchmarks/search.py`\n\n```\n"
-    (RESULTS / "search.md").write_text(head + console.export_text() + "```\n", encoding="utf-8")
+    head = f"# Search against uniform bits\n\n`{command_line(__file__, settings)}`\n\n```\n"
+    write_text(settings.results / "search.md", head + console.export_text() + "```\n")
     sys.exit(failed)
 
 

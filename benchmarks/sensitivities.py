@@ -24,7 +24,7 @@ os.environ |= pinned()  # before torch: others add alike, and get the same digit
 import numpy as np
 import torch
 import tyro
-from result_files import sums
+from result_files import command_line, sums, write_text
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -60,6 +60,8 @@ class Settings:
     """Random policies of equal cost for the rank correlation."""
     seed: int = 0
     """Of everything."""
+    results: Path = RESULTS
+    """Folder of the table."""
 
 
 def equal_cost(task: Task, count: int, seed: int) -> Bits:
@@ -116,10 +118,9 @@ def main() -> None:
         best.add_row(name, *cells, spent)
     console.print(best)
     console.print(f"haq-env {haq_env.__version__}, {sums()}, {time.perf_counter() - start:.0f} s")
-    RESULTS.mkdir(exist_ok=True)
-    command = f"python benchmarks/sensitivities.py --evaluator {settings.evaluator}"
+    command = command_line(__file__, settings)
     text = f"# Sensitivity tables\n\n`{command}`\n\n```\n{console.export_text()}```\n"
-    (RESULTS / f"sensitivities_{settings.evaluator}.md").write_text(text, "utf-8")
+    write_text(settings.results / f"sensitivities_{settings.evaluator}.md", text)
 
 
 if __name__ == "__main__":

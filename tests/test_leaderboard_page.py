@@ -139,6 +139,7 @@ def test_running_for_longer_gives_no_place(verified):
     assert found.rows[0].entry != "lazy"
     last = next(row for row in found.rows if row.entry == "lazy")
     assert (last.at[400].value, last.over_leader.value < 0.5) == (0, True)
+    assert last.regret.value == 1 - np.mean(found.scores("lazy", 100))
     assert "lazy" in markdown([verified, replace(lazy, runs=runs)], found)
 
 
@@ -153,7 +154,8 @@ def test_an_entry_has_a_score_where_all_its_runs_have_one(verified):
     found = Standings([replace(verified, runs=runs)], repetitions=20)
     rows = {row.entry: row for row in found.rows}
     assert (list(rows["sac"].at), list(rows["random"].at)) == ([50], [50, 100])
-    assert rows["sac"].over_baseline is not None  # at 50
+    assert (found.main, rows["sac"].regret, rows["sac"].over_baseline) == (100, None, None)
+    assert rows["evolution"].over_baseline is not None
     assert "sac" in markdown([replace(verified, runs=runs)])
 
 

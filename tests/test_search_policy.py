@@ -258,6 +258,19 @@ def test_one_evaluation_leaves_nothing_of_an_agents_earlier_run(tmp_path):
     assert len(search_policy(yardstick(0), "ppo", 3, folder=tmp_path, resume=True)) == 3
 
 
+@pytest.mark.parametrize("name", ["random", "sac", "ppo"])
+def test_a_search_that_fails_at_once_leaves_the_earlier_one(name, tmp_path):
+    class Broken(Steep):
+        def evaluate(self, bits):
+            raise InputError("no such images")
+
+    search_policy(small(), name, 4, folder=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match="no such images"):
+        search_policy(small(Broken), name, 4, folder=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", ["random", "ppo"])
 @pytest.mark.parametrize(
     ("other", "complaint"),

@@ -129,6 +129,10 @@ def test_other_settings_do_not_go_on_in_the_same_files(tmp_path, unbroken):
     brief(out, minutes=0)
     with pytest.raises(OccupiedError, match="is of a training with epochs = 3, and now it is 4"):
         brief(out, replace(BRIEF, epochs=4))
+    with pytest.raises(OccupiedError, match="with precision = auto, and now it is bfloat16"):
+        brief(out, precision="bfloat16")
+    with pytest.raises(OccupiedError, match="with precision = auto, and now it is bfloat16"):
+        brief(unbroken, precision="bfloat16")
     with pytest.raises(OccupiedError, match=r"v2\.safetensors is of a training with seed = 0, and"):
         brief(unbroken, replace(BRIEF, seed=1))
     out.with_suffix(".state").write_bytes(b"nothing that was saved")
@@ -160,7 +164,13 @@ def test_a_state_says_what_it_is_of_in_the_words_of_earlier_versions(tmp_path):
             "augmentation": "crop",
             "seed": 0,
         },
+        "precision": "auto",
     }
+    earlier = json.loads(state["settings"])
+    del earlier["precision"]
+    torch.save({**state, "settings": json.dumps(earlier)}, out.with_suffix(".state"))
+    brief(out, minutes=0)
+    assert len(torch.load(out.with_suffix(".state"), weights_only=True)["rows"]) == 2
 
 
 # -- what is written ---------------------------------------------------------------------------

@@ -22,9 +22,8 @@ from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError, OccupiedError
 from haq_env.evaluation import Evaluation
 from haq_env.files import make_folder, replace_file
-from haq_env.search.charge import charge_file
 from haq_env.search.history import History, Trial, measure, trial_of
-from haq_env.search.run import SETTINGS
+from haq_env.search.run import RecordedHistory
 from haq_env.task import Task
 
 Progress = Callable[[History], None]
@@ -56,7 +55,7 @@ def search_with_agent(
             keeps them nowhere.
         resume: go on from the folder's last finished rollout (one episode of an off-policy
             agent, a few of an on-policy one), or begin if it has none; if False, a run that is
-            there is thrown away.
+            there is thrown away once the first policy is measured.
         warmup: episodes of random actions; on-policy agents have none.
         progress: called after every evaluation.
         prepare: called with the agent before it acts for the first time, for weights that were
@@ -81,25 +80,20 @@ def search_with_agent(
     place = None if folder is None else make_folder(folder)
     log = None if place is None else place / "episodes.csv"
     state = None if place is None else place / "agent.pt"
-    history, done = History(log), 0
-    if log is not None and state is not None:
-        resume = resume and _can_go_on(log, state)
-        if not resume:
-            others = (log.with_name(MEASURED), charge_file(log), log.with_name(SETTINGS))
-            for path in (state, log, *others):
-                path.unlink(missing_ok=True)
-    if resume and state is not None and log is not None:
+    if log is not None and state is not None and resume and _can_go_on(log, state):
         history = _gone_on(agent, state, log, env.task, episodes)
-        done = len(history) - 1
-    elif prepare is not None:
-        prepare(agent)
+    else:
+        resume, history = False, RecordedHistory(log, lambda _: None, History(), anew=True)
+        if prepare is not None:
+            prepare(agent)
+    played = max(0, len(history) - 1)
     recorder = _Recorder(env, history, state, resume, progress or (lambda _: None))
     try:
         if not len(history):
             measure(env.task, env.task.uniform(), history, project=False)
         recorder.progress(history)
         steps = len(env.task.space.steps)
-        for count in _stretches(agent, episodes - done, steps):
+        for count in _stretches(agent, episodes - played, steps):
             agent.learn(
                 count * steps,
                 callback=recorder,

@@ -17,7 +17,7 @@ from haq_env.leaderboard.agreement import HEAD as CLAIMS
 from haq_env.leaderboard.charts import page_data
 from haq_env.leaderboard.entries import BASELINE
 from haq_env.leaderboard.protocol import SEARCH, TRANSFER, VERSION, Suite
-from haq_env.leaderboard.standings import Standing, Standings
+from haq_env.leaderboard.standings import Standings
 from haq_env.leaderboard.suites import way
 from haq_env.leaderboard.table import ABOUT_TRANSFER, hours
 from haq_env.leaderboard.verified import Verified
@@ -57,7 +57,8 @@ def page(
                 f"{len(standings.entries)} entries on {len(tracks)} "
                 f"track{'s' * (len(tracks) != 1)}."
             ),
-            "standings": _standings(standings.rows),
+            "ranked": str(standings.main),
+            "standings": _standings(standings),
             "unscored": escape(f" {standings.left_out}"),
             "submissions": _submissions(submissions, agreements or {}),
             "claims": escape(ABOUT),
@@ -91,7 +92,8 @@ def _embedded(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _standings(rows: Sequence[Standing]) -> str:
+def _standings(standings: Standings) -> str:
+    rows, main = standings.rows, standings.main
     counts = sorted({count for row in rows for count in row.at})
     head = [("", True), ("entry", True), *((f"after {count}", False) for count in counts)]
     head += [("", False), ("regret", False), (f"over {BASELINE}", False), ("over leader", False)]
@@ -100,10 +102,9 @@ def _standings(rows: Sequence[Standing]) -> str:
     bounds = [0.0, 1.0, *(x for e in ends for x in (e.value, e.low, e.high) if math.isfinite(x))]
     body = []
     for place, row in enumerate(rows, 1):
-        last = row.at[max(row.at)] if row.at else None
         cells = [_cell(str(place) if row.at else DASH, "left"), _cell(row.entry, "left entry")]
         cells += [_cell(_value(row.at.get(count), 3)) for count in counts]
-        cells.append(f"<td>{_whisker(last, min(bounds), max(bounds))}</td>")
+        cells.append(f"<td>{_whisker(row.at.get(main), min(bounds), max(bounds))}</td>")
         cells.append(_cell(_value(row.regret, 3)))
         for found in (row.over_baseline, row.over_leader):
             cells.append(_cell(DASH if found is None else f"{100 * found.value:.0f} %"))

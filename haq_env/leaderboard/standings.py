@@ -59,15 +59,17 @@ class Anchor:
 class Standing:
     """What the runs of one entry say. Estimates are None where it has not run on all tracks.
 
+    What compares entries is of the checkpoint at which they are ranked, and None for those that do
+    not reach it: each at the end of its own runs would make longer runs look better.
+
     Attributes:
         entry: its name.
         submission: title of the submission that it is from.
         tracks: how many tracks it has run on, and how many are scored.
         seeds: the fewest and the most runs on a track.
         at: checkpoint to the IQM of the scores there.
-        regret: mean of 1 - score at the last checkpoint.
-        over_baseline: probability of a better last score than a run of `BASELINE`; None for
-            itself.
+        regret: mean of 1 - score.
+        over_baseline: probability of a better score than a run of `BASELINE`; None for itself.
         over_leader: likewise, than a run of the entry that leads.
         reach: level to the median over runs of the first checkpoint whose score is at least that;
             infinite if most runs have none.
@@ -232,7 +234,7 @@ class Standings:
     def _row(self, entry: str, counts: Sequence[int], leader: str | None) -> Standing:
         about = self._about(entry)
         scores = {count: self.scores(entry, count) or [] for count in counts}
-        last = scores[counts[-1]]
+        ranked = scores.get(self.main)
         reach = {}
         for level in LEVELS:
             curves = np.stack([np.concatenate(scores[count]) for count in counts], axis=1)
@@ -245,19 +247,18 @@ class Standings:
             about.tracks,
             about.seeds,
             {count: estimate(found, **self._draw) for count, found in scores.items()},
-            mean_regret(last, [1.0] * len(last), **self._draw),
-            self._over(entry, self._baseline, counts),
-            self._over(entry, leader, counts),
+            None if ranked is None else mean_regret(ranked, [1.0] * len(ranked), **self._draw),
+            self._over(entry, self._baseline),
+            self._over(entry, leader),
             reach,
             about.charge,
         )
 
-    def _over(self, entry: str, other: str | None, counts: Sequence[int]) -> Estimate | None:
-        """Compare at the last checkpoint that both have reached."""
+    def _over(self, entry: str, other: str | None) -> Estimate | None:
+        """Compare where entries are ranked."""
         if other is None or other == entry:
             return None
-        for count in reversed(counts):
-            ours, theirs = self.scores(entry, count), self.scores(other, count)
-            if ours is not None and theirs is not None:
-                return probability_of_improvement(ours, theirs, **self._draw)
-        return None
+        ours, theirs = self.scores(entry, self.main), self.scores(other, self.main)
+        if ours is None or theirs is None:
+            return None
+        return probability_of_improvement(ours, theirs, **self._draw)

@@ -101,7 +101,7 @@ def _against(found: Standings) -> list[str]:
                 ]
             )
     return [
-        "## At the last checkpoint",
+        f"## After {found.main} evaluations",
         "",
         *_table(head, rows),
         "",

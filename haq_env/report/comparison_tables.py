@@ -15,6 +15,8 @@ from haq_env.report.comparison import MethodSummary
 from haq_env.report.estimates import Estimate
 from haq_env.report.units import DASH
 
+_FEW = 5  # seeds a task, below which intervals say little: see haq_env.report.bootstrap
+
 
 def table(rows: Sequence[MethodSummary]) -> Group:
     """Show a `summary` in the terminal, two tables of at most 100 columns."""
@@ -101,6 +103,9 @@ def _notes(rows: Sequence[MethodSummary]) -> list[str]:
     notes = ["In brackets: 95 % stratified-bootstrap intervals; none where there is one seed."]
     if rows[0].tasks[1] > 1:
         notes.append(f"Normalised: 0 = uniform, 1 = {rows[0].target}; {rows[0].tasks[1]} tasks.")
+    fewest = min((row.seeds[0] for row in rows if row.seeds[0] > 1), default=_FEW)
+    if fewest < _FEW:
+        notes.append(f"With {fewest} seeds a task intervals are too narrow by far (bootstrap.py).")
     notes += [
         f"Regret: distance to the {rows[0].target}.",
         "Beats uniform: median of the first evaluation that is strictly better than uniform.",

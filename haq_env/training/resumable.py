@@ -96,7 +96,7 @@ def train_in_pieces(
         width: factor on the channel counts.
         image_size: side of the images, for data sets that come in several; their own when None.
         device: torch device. It may differ from call to call.
-        precision: see `Trainer`.
+        precision: see `Trainer`. ``"auto"`` may be another one on another device.
         compiled: see `Trainer`. It may differ from call to call, too.
         minutes: stop after the epoch in which they are over.
         command: what the card says that was run.
@@ -125,6 +125,7 @@ def train_in_pieces(
         "build": build,
         "images": _about(dataset, data),
         "training": asdict(training),
+        "precision": precision,
     }
     settings = json.loads(json.dumps(settings))  # as it comes back from a file
     files = Files(out)
@@ -189,6 +190,7 @@ def _about(dataset: str | Dataset, data: Dataset) -> dict[str, Any]:
 
 def _check_same(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
     """Refuse to go on with one training in the files of another."""
+    found = {"precision": settings["precision"], **found}  # older files do not say it
     for name, value in settings.items():
         there = found.get(name)
         if there == value:
