@@ -11,22 +11,14 @@ from haq_env.errors import InputError, OccupiedError
 from haq_env.files import replace_file
 from haq_env.final import Final
 from haq_env.policy import Bits
-from haq_env.search.folder import check_same
+from haq_env.search.folder import BESIDE_A_LOG, LOG, check_same
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
 from haq_env.versions import versions
 
 NETWORK = "network.safetensors"
 # what a run must not lose
-_FILES = (
-    "episodes.csv",
-    "episodes.measured.csv",
-    "episodes.charge.json",
-    "search.json",
-    "agent.pt",
-    "policy.json",
-    NETWORK,
-)
+_FILES = (LOG, *BESIDE_A_LOG, "policy.json", NETWORK)
 _PLOTS = ("bits.png", "search.png", "roofline.png", "roofline.svg")
 
 

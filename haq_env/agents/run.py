@@ -22,13 +22,13 @@ from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError, OccupiedError
 from haq_env.evaluation import Evaluation
 from haq_env.files import make_folder, replace_file
+from haq_env.search.folder import AGENT, LOG, MEASURED
 from haq_env.search.history import History, Trial, measure, trial_of
 from haq_env.search.run import RecordedHistory
 from haq_env.task import Task
 
 Progress = Callable[[History], None]
 _ANSWER = tuple(field.name for field in fields(Evaluation))  # in the info of a last step
-MEASURED = "episodes.measured.csv"  # beside the log, while a resumed run catches up
 
 
 def search_with_agent(
@@ -78,8 +78,8 @@ def search_with_agent(
     warmup = min(warmup, max(1, episodes // 3))
     agent = _without_a_log(make_agent(algorithm, env, seed, warmup, **(settings or {})))
     place = None if folder is None else make_folder(folder)
-    log = None if place is None else place / "episodes.csv"
-    state = None if place is None else place / "agent.pt"
+    log = None if place is None else place / LOG
+    state = None if place is None else place / AGENT
     if log is not None and state is not None and resume and _can_go_on(log, state):
         history = _gone_on(agent, state, log, env.task, episodes)
     else:

@@ -14,9 +14,9 @@ from haq_env.agents.methods import agent_env, algorithm_of, check_method
 from haq_env.errors import InputError
 from haq_env.files import make_folder, replace_file
 from haq_env.search import SEARCH
-from haq_env.search.folder import check_same, sole_owner
+from haq_env.search.folder import LOG, SETTINGS, check_same, sole_owner
 from haq_env.search.history import History
-from haq_env.search.run import SETTINGS, check_length, search_with_baseline
+from haq_env.search.run import check_length, search_with_baseline
 from haq_env.task import Task
 
 
@@ -74,8 +74,8 @@ def search_policy(
         if (place / "settings.json").exists():
             raise InputError(f"{place} is the folder of a haq-env command: take another one.")
         if resume:
-            check_length(place / "episodes.csv", evaluations)
-            if path.exists() or (place / "episodes.csv").exists():
+            check_length(place / LOG, evaluations)
+            if path.exists() or (place / LOG).exists():
                 check_same(path, about)
 
         def noted(history: History) -> None:

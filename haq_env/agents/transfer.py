@@ -25,6 +25,7 @@ from haq_env.agents.run import episode_trial
 from haq_env.env import QuantizationEnv
 from haq_env.errors import InputError
 from haq_env.search.charge import charge_file
+from haq_env.search.folder import AGENT
 from haq_env.search.history import History, begin
 
 
@@ -53,7 +54,7 @@ class Source:
         Raises:
             InputError: there is no run, or a part of it is missing or damaged.
         """
-        record, state = folder / "settings.json", folder / "agent.pt"
+        record, state = folder / "settings.json", folder / AGENT
         if not record.exists() or not state.exists():
             raise InputError(
                 f"{folder} holds no trained agent: settings.json and agent.pt are needed, as "

@@ -11,6 +11,7 @@ from haq_env.agents.methods import TRANSFER, agent_env, agents, algorithm_of
 from haq_env.errors import unknown_name
 from haq_env.search import Search
 from haq_env.search.charge import Charge
+from haq_env.search.folder import AGENT
 from haq_env.search.history import History, begin
 from haq_env.task import Task
 
@@ -50,7 +51,7 @@ def transfer_method(name: str, source: Callable[[], Task]) -> Search:
             first = agent_env(agent, source(), seed)
             _whole(search_with_agent(first, algorithm, LEARNING - 1, seed, folder=Path(folder)))
             seconds = time.perf_counter() - start
-            state = Path(folder) / "agent.pt"
+            state = Path(folder) / AGENT
             learned = Source(state, type(first).__name__, algorithm, {}, load_scales(state))
             env = agent_env(agent, task, seed, learned.scales)
             history = apply_agent(learned, env)

@@ -74,11 +74,12 @@ def _found(
 ) -> History:
     from haq_env.agents.run import search_with_agent
     from haq_env.agents.transfer import apply_agent
+    from haq_env.search.folder import LOG
     from haq_env.search.progress import SearchProgress
     from haq_env.search.run import search_with_baseline
 
     if source is not None and not settings.episodes:
-        return apply_agent(source, env, settings.agent_settings(), settings.folder / "episodes.csv")
+        return apply_agent(source, env, settings.agent_settings(), settings.folder / LOG)
     kept: dict[str, Any] = {"folder": settings.folder, "resume": settings.resume}
     learned: dict[str, Any] = {}
     if source is not None:

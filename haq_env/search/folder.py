@@ -12,6 +12,13 @@ from filelock import FileLock, Timeout
 
 from haq_env.errors import InputError
 
+LOG = "episodes.csv"
+AGENT = "agent.pt"
+MEASURED = "episodes.measured.csv"  # while an agent that goes on catches up with the log
+SETTINGS = "search.json"  # what a log of `search_policy` is of
+# Of no use without the log; an agent's, if they stayed, would be taken for those of the next one.
+BESIDE_A_LOG = (AGENT, MEASURED, "episodes.charge.json", SETTINGS)
+
 
 @contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:

@@ -10,13 +10,9 @@ from pathlib import Path
 from haq_env.errors import InputError
 from haq_env.files import make_folder
 from haq_env.search import SEARCH
+from haq_env.search.folder import BESIDE_A_LOG, LOG
 from haq_env.search.history import History, Trial
 from haq_env.task import Task
-
-SETTINGS = "search.json"  # what a log is of
-# Beside a log, and of no use without it. The first two are an agent's: if they stayed, a resumed
-# search would take them for those of the new log.
-_OF_A_RUN = ("agent.pt", "episodes.measured.csv", "episodes.charge.json", SETTINGS)
 
 
 def search_with_baseline(
@@ -52,7 +48,7 @@ def search_with_baseline(
     search: Callable[..., History] = SEARCH[method]
     if evaluations < 1:
         raise InputError(f"evaluations must be 1 or more, not {evaluations}.")
-    log = None if folder is None else make_folder(folder) / "episodes.csv"
+    log = None if folder is None else make_folder(folder) / LOG
     resume = resume and log is not None and log.exists()
     known = History()
     if resume and log is not None:
@@ -154,7 +150,7 @@ class RecordedHistory(History):
             self._trials.append(known)
         else:
             if self._anew and self._path is not None:
-                for path in (self._path, *map(self._path.with_name, _OF_A_RUN)):
+                for path in (self._path, *map(self._path.with_name, BESIDE_A_LOG)):
                     path.unlink(missing_ok=True)
                 self._anew = False
             super().add(trial)
