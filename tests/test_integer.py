@@ -22,7 +22,7 @@ from haq_env.quantization.integer import IntegerNetwork, IntegerProgram, Unsuppo
 from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.kernels import Grid, Kernel
 from haq_env.quantization.network import QuantizedNetwork
-from haq_env.quantization.products import HALF, Halves
+from haq_env.quantization.products import HALF, After, Halves, Product, exact
 
 exact_weights.cache_clear()
 try:
@@ -340,6 +340,15 @@ def test_without_vnni_only_weights_that_can_saturate_are_taken_apart(monkeypatch
         network.set_policy([bits])
         apart.append(isinstance(Kernel(layer)._compute, Halves))
     assert apart == [True, False, False, False]
+
+
+def test_a_weight_of_the_smallest_code_counts_as_the_largest():
+    weight = torch.full((2, 20), 63, dtype=torch.int8)
+    one, none = torch.ones(2), torch.zeros(2)
+    for smallest, kind in ((-63, Product), (-128, Halves)):
+        weight[0, 0] = smallest
+        product = Product(weight, 0, None, one, none, After())
+        assert type(exact(product, largest_input=255, largest_weight=HALF)) is kind
 
 
 @needs_kernels

@@ -691,6 +691,19 @@ def tied():
     return module
 
 
+class ReadTwice(nn.Module):
+    """An autoencoder that decodes with the weight that it encodes with."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        size = self.fc.weight.shape[1], self.fc.weight.dtype  # asking is not reading
+        x = self.conv(x)[..., : size[0]].to(size[1])
+        return F.linear(self.fc(x).relu(), self.fc.weight.t())
+
+
 SHARED = nn.Conv2d(4, 4, 1)
 
 
@@ -706,6 +719,7 @@ SHARED = nn.Conv2d(4, 4, 1)
         (Around(nn.Sequential(SHARED, SHARED), True), (3, 8, 8), "is called 2 times"),
         (Around(tied()[1], True), (3, 8, 8), r"share one weight"),
         (tied(), (3, 8, 8), r"'1\.0' and '1\.1' share one weight"),
+        (ReadTwice(), (3, 8, 8), r"something besides layer 'fc' computes with its weight"),
         (nn.Sequential(nn.LazyLinear(3)), (8,), "lazy"),
         (blocks(), (), "input_shape"),
         (blocks(), (3, 0, 8), "input_shape"),

@@ -129,6 +129,11 @@ def test_normalisation_that_does_not_fit_the_images_is_refused(changed, message)
         noise(side=8, channels=1, **changed)
 
 
+def test_a_number_of_classes_may_come_from_numpy():
+    data = noise(classes=np.int64(10))
+    assert (type(data.classes), data.classes) == (int, 10)
+
+
 def test_outputs_that_no_class_has_and_accuracies_of_chance_are_warned_of():
     module = nn.Sequential(
         *(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten()),

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from haq_env.make import make_task
 from haq_env.quantization.convolution import convolve
 from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.products import Unsupported
+from haq_env.search.sensitivity import measure_sensitivity
 
 BITS = {width: np.full((3, 2), width) for width in (2, 3, 4, 8)}
 SHORT = Recipe(steps=4, batch_size=16, learning_rate=0.05, bn_images=32)
@@ -133,6 +135,86 @@ class Skipping(Net):
         return self.fc(F.relu(self.norm2(self.conv2(x))).mean((2, 3)))
 
 
+class Remembering(Net):
+    """It begins with nothing, and training fills what it keeps, with chance of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", None)
+        self.register_buffer("seen", torch.zeros(0))
+        self.average, self.drawn, self.chance = None, [], np.random.default_rng(0)
+
+    def forget(self):
+        self.average = self.centre = None
+        self.seen = torch.zeros(0)
+        self.drawn.clear()
+        del self.late
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.conv1(x)))
+        if self.training:
+            mean = x.mean((0, 2, 3), keepdim=True).detach()
+            self.average = mean if self.average is None else 0.5 * self.average + 0.5 * mean
+            self.centre = 0.5 * mean
+            self.seen = torch.cat([self.seen, torch.ones(1)])
+            self.drawn.append(self.chance.uniform(0.5, 1.5))
+            self.late = 1 + 0.1 * len(self.drawn)
+            x = x * self.drawn[-1]
+        if self.average is not None:
+            x = x - self.average + self.centre
+        x = F.relu(self.norm2(self.conv2(x * getattr(self, "late", 1.0) + 0.1 * self.seen.sum())))
+        return self.fc(x.mean((2, 3)))
+
+
+class Modular(Net):
+    """Its ReLUs are modules, which may be fused with what is before and behind them."""
+
+    def __init__(self, relu=nn.ReLU) -> None:
+        super().__init__()
+        self.relu1, self.relu2 = relu(), relu()
+
+    def forward(self, x):
+        x = self.relu2(self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
+class SquaredReLU(nn.Module):
+    """What a ReLU with a hook that squares computes."""
+
+    def forward(self, x):
+        return F.relu(x).square()
+
+
+class Writing(Net):
+    """Its forward normalises the images where they are."""
+
+    def forward(self, x):
+        x -= 0.25
+        x *= 1.5
+        return super().forward(x)
+
+
+class Copying(Net):
+    """The same on a copy."""
+
+    def forward(self, x):
+        return super().forward((x - 0.25) * 1.5)
+
+
+class Scheduled(Net):
+    """A factor that training moves, a number or a tensor that is no buffer."""
+
+    def __init__(self, factor=1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        if self.training:
+            self.factor = self.factor * 0.9
+        x = F.relu(self.norm1(self.conv1(x))) * self.factor
+        return self.fc(F.relu(self.norm2(self.conv2(x))).mean((2, 3)))
+
+
 def task(network, data, recipe=SHORT, **options):
     return make_task(network, data, evaluator=recipe, budget=1.0, **options)
 
@@ -188,9 +270,72 @@ def test_a_hook_that_no_kernel_would_call_is_said(data):
     assert found.accuracy == task(network, data, "ptq_bn").evaluate(BITS[8]).accuracy
 
 
-@pytest.mark.parametrize("kind", [Warming, Skipping])
+@pytest.mark.parametrize("factor", [1.0, torch.ones(1)])
+def test_integers_follow_what_training_changes_besides_tensors_of_torch(factor, data):
+    try:
+        exact_weights()
+    except Unsupported as error:
+        pytest.skip(str(error))
+    network = trained(Scheduled(factor), data)
+    network.factor = factor  # 0.9 ** 60 by now
+    both = [task(network, data, inference=name) for name in ("float", "int8")]
+    for bits in (BITS[8], BITS[4], BITS[8]):
+        logits = []
+        for each in both:
+            each.evaluate(bits)
+            bench = each.trained().bench
+            runs = bench.inference.serving()[0]
+            logits.append(runs(bench.images["val"].batch(slice(0, 64))))
+        assert torch.allclose(*logits, atol=0.05 * float(logits[0].std()))
+
+
+def test_hooks_see_and_change_what_they_would_without_quantization(data):
+    plain = trained(Modular(), data)
+    wanted, hooked = Modular(SquaredReLU), Modular()
+    for network in (wanted, hooked):
+        network.load_state_dict(plain.state_dict())
+        network.eval()
+    for relu in (hooked.relu1, hooked.relu2):
+        relu.register_forward_hook(lambda module, inputs, output: output.square())
+    kept = []
+    hooked.conv2.register_forward_hook(lambda *args: kept.append((args[2], args[2].clone())))
+    networks = [task(each, data, "ptq_bn").trained().bench.network for each in (wanted, hooked)]
+    images = torch.randn(16, 1, 8, 8)
+    for bits in (BITS[8], BITS[3]):
+        logits = []
+        for network in networks:
+            network.set_policy(bits)
+            with torch.no_grad():
+                logits.append(network(images))
+        assert torch.equal(*logits)
+        assert torch.equal(*kept[-1])  # nothing has written over it
+
+
+@pytest.mark.parametrize("name", ["output_kl", "loss", "fit", "hawq"])
+def test_a_forward_that_writes_into_its_input_gets_the_same_images_every_time(name, data):
+    network = trained(Copying(), data)
+    writing = Writing()
+    writing.load_state_dict(network.state_dict())
+    tables = [
+        measure_sensitivity(task(each, data, "ptq_bn"), name, 0).table
+        for each in (network, writing.eval())
+    ]
+    finite = np.isfinite(tables[0])
+    assert np.array_equal(finite, np.isfinite(tables[1]))
+    assert np.allclose(tables[0][finite], tables[1][finite], rtol=1e-3, atol=1e-7)
+
+
+def test_a_batch_norm_that_keeps_no_statistics_is_warned_of(data):
+    network = Net(partial(nn.BatchNorm2d, track_running_stats=False))
+    with pytest.warns(RuntimeWarning, match="'norm1' keeps no running statistics"):
+        task(trained(network, data), data, "ptq_bn").float_accuracy  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [Warming, Skipping, Remembering])
 def test_an_answer_does_not_depend_on_what_was_asked_before(kind, data):
     network = trained(kind(), data)
+    if kind is Remembering:
+        network.forget()
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     alone = [task(network, data).evaluate(BITS[width]).accuracy for width in (8, 4, 3)]
     one = task(network, data)

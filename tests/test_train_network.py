@@ -18,7 +18,9 @@ import torch
 import train_network
 from safetensors.torch import load_file
 from scripts import run_main
+from torch import nn
 
+from haq_env import search_policy
 from haq_env.cli import main
 from haq_env.commands.train import Train
 from haq_env.data import Dataset, Split, load_dataset
@@ -350,6 +352,53 @@ def test_augmented_images_are_shifted_and_mirrored_each_by_its_own():
 def test_a_recipe_out_of_range_is_refused(change, message):
     with pytest.raises(InputError, match=message):
         replace(BRIEF, **change)
+
+
+class Viewing(nn.Module):
+    """Flattens by a view, answers twice in training, and keeps state that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc, self.aux = nn.Conv2d(1, 8, 3), nn.Linear(8, 10), nn.Linear(8, 10)
+        self.pooled, self.flat = nn.AdaptiveAvgPool2d(4), nn.Linear(128, 8)
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"version": 1}
+
+    def forward(self, x):
+        x = self.pooled(self.conv(x).relu())
+        x = self.flat(x.view(x.size(0), -1)).relu()
+        return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+
+def test_networks_of_every_habit_are_trained_and_searched():
+    data, training = load_dataset("digits"), Training(epochs=1, batch_size=64, augmentation="none")
+    trainer = Trainer(Viewing(), data, training, torch.device("cpu"))
+    assert trainer.epoch().loss < 2.5
+    assert len(trainer.round_to_half()) == 3
+    task = make_task(trainer.result, data, evaluator="ptq_bn", budget="w4a4")
+    assert len(search_policy(task, "ilp-fit", 3)) == 3
+
+
+def test_weights_that_were_trained_on_images_of_another_shape_than_square_are_used(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [
+        Split(rng.integers(0, 256, (80, 1, 16, 24), dtype=np.uint8), np.arange(80) % 10)
+        for _ in range(3)
+    ]
+    data = Dataset("wide", 10, (0.5,), (0.25,), *parts)
+    out = tmp_path / "wide.safetensors"
+    brief = Training(epochs=1, batch_size=64, augmentation="none")
+    assert train_in_pieces("mobilenet_v1", data, out, brief, width=0.125)
+    task = make_task("mobilenet_v1", data, checkpoint=out, evaluator="ptq_bn", budget="w8a8")
+    assert 0 <= task.evaluate(task.uniform()).accuracy <= 100
+    square = [Split(part.images[..., :16], part.labels) for part in parts]
+    other = Dataset("narrow", 10, (0.5,), (0.25,), *square)
+    with pytest.raises(InputError, match=r"images of 16 x 24 pixels, and .*'narrow' has 16 x 16"):
+        make_task("mobilenet_v1", other, checkpoint=out)
 
 
 def test_a_training_that_comes_apart_says_so(tmp_path):

@@ -51,6 +51,7 @@ class Dataset:
             raise InputError(
                 f"data set {self.name!r}: classes must be a positive integer, not {self.classes!r}."
             )
+        object.__setattr__(self, "classes", int(self.classes))  # NumPy's fit in no JSON
         for part in ("train", "val", "test"):
             labels = getattr(self, part).labels
             if labels.min() < 0 or labels.max() >= self.classes:

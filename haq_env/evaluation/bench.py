@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from haq_env.data import Dataset, load_dataset
 from haq_env.errors import InputError
-from haq_env.evaluation.checks import check_fits, check_weights
+from haq_env.evaluation.checks import check_fits, check_weights, warn_of_batches
 from haq_env.evaluation.device import find_device
 from haq_env.evaluation.recipe import Recipe
 from haq_env.evaluation.stopping import EarlyStopping, Score, count
@@ -93,10 +93,11 @@ class Bench:
         }
         check_weights(subject, data)
         if isinstance(subject.network, str):  # others were traced with these images
-            check_size(dict(subject.build), data)
+            check_size(subject.layers, data)
         module = _float_module(subject).to(device)
         sample = self.images["train"].batch(slice(0, 256))
-        check_fits(module, data, sample[:1])
+        check_fits(module, data, sample[:1].clone())  # a forward may write into it
+        warn_of_batches(module)
         self.network: QuantizedNetwork = QuantizedNetwork(
             module,
             subject.layers,

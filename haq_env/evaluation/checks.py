@@ -58,6 +58,22 @@ def check_fits(module: nn.Module, data: Dataset, image: Tensor) -> None:
         )
 
 
+def warn_of_batches(module: nn.Module) -> None:
+    """Warn where what an image gets depends on the others of its batch, in evaluation as well."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    for path, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and part.running_mean is None:
+            warnings.warn(
+                f"{path!r} keeps no running statistics, so answers depend on how images are put "
+                "into batches, and tables of gradients (fit, hawq) are those of another function: "
+                "train it with track_running_stats=True.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+
+
 def check_weights(subject: Subject, data: Dataset) -> None:
     """See that weights are for these classes, and that none of the held-out images trained them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,32 +81,33 @@ def find_trained(
         raise InputError(f"{path} holds weights of {about.get('network')!r}, not of {network!r}.")
     from haq_env.networks.layers_json import layers_from_json
 
+    table = layers or layers_from_json(about.get("layer_table"))
     if not isinstance(dataset, str):
-        check_size(about.get("build", {}), dataset)
+        check_size(table, dataset)
     options = about.get("dataset_options", {}) if about.get("dataset") == name else {}
     return Trained(
-        layers or layers_from_json(about.get("layer_table")),
+        table,
         path,
         tuple(sorted(about.get("build", {}).items())),
         tuple(sorted(options.items())),
     )
 
 
-def check_size(build: Mapping[str, Any], data: Dataset) -> None:
+def check_size(layers: LayerTable, data: Dataset) -> None:
     """See that weights and costs of a named network are those for the data set's images.
 
     Args:
-        build: what the network was built with.
+        layers: the network's layer table.
         data: the data set.
 
     Raises:
         InputError: it was trained, and its costs counted, on images of another size.
     """
-    side = build.get("image_size", data.input_shape[1])
-    if any(size != side for size in data.input_shape[1:]):
+    size, own = layers.input_shape[1:], data.input_shape[1:]
+    if size != own:
         raise InputError(
-            f"the network's weights and costs are those for images of {side} x {side} pixels, and "
-            f"data set {data.name!r} has {data.input_shape[1]} x {data.input_shape[2]}."
+            f"the network's weights and costs are those for images of {' x '.join(map(str, size))} "
+            f"pixels, and data set {data.name!r} has {' x '.join(map(str, own))}."
         )
 
 

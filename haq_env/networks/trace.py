@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -93,7 +93,7 @@ def trace(
             f"network {name or type(module).__name__!r} has nothing to quantize: its forward calls "
             "no nn.Conv2d and no nn.Linear module."
         )
-    _check_shared(calls, layers)
+    _check_shared(calls, layers, products.read)
     table = tuple(_layer(call, layers[call.path]) for call in calls)
     total = sum(parameter.numel() for parameter in module.parameters())
     return LayerTable(
@@ -212,27 +212,16 @@ def _called(network: nn.Module, sample: Tensor, products: Products) -> set[str]:
     Raises:
         InputError: it does not accept the sample.
     """
-    called: set[str] = set()
-
-    def note(path: str) -> Callable[..., None]:
-        return lambda *_: called.add(path)
-
-    layers = quantizable(network)
-    hooks = [part.register_forward_pre_hook(note(path)) for path, part in layers.items()]
-    try:
-        with fastpath_off(), evaluation_mode(network):
-            try:
-                with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                    image = mode.from_tensor(sample)
-                    with products:
-                        network(image)
-            except Exception:  # not every operation knows shapes alone
-                called.clear()
-                _check_runs(network, sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return called
+    with products.watching(quantizable(network)), fastpath_off(), evaluation_mode(network):
+        try:
+            with _quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                image = mode.from_tensor(sample)
+                with products:
+                    network(image)
+        except Exception:  # not every operation knows shapes alone
+            products.called.clear()
+            _check_runs(network, sample)
+    return products.called
 
 
 def _check_runs(module: nn.Module, sample: Tensor) -> None:
@@ -252,7 +241,9 @@ def _sentence(error: BaseException) -> str:
     return line if line.endswith(".") else f"{line}."
 
 
-def _check_shared(calls: list[Call], layers: dict[str, nn.Conv2d | nn.Linear]) -> None:
+def _check_shared(
+    calls: list[Call], layers: dict[str, nn.Conv2d | nn.Linear], read: set[str]
+) -> None:
     path, times = Counter(call.path for call in calls).most_common(1)[0]
     if times > 1:
         raise InputError(
@@ -265,6 +256,11 @@ def _check_shared(calls: list[Call], layers: dict[str, nn.Conv2d | nn.Linear]) -
                 f"layers {one.path!r} and {other.path!r} share one weight tensor, which can have "
                 f"one number of bits only: untie them, {_OWN_TABLE}."
             )
+    if both := [call.path for call in calls if call.path in read]:
+        raise InputError(
+            f"something besides layer {both[0]!r} computes with its weight, which would be in "
+            f"float there and in no cost: give it a weight of its own, {_OWN_TABLE}."
+        )
 
 
 def _layer(call: Call, module: nn.Conv2d | nn.Linear) -> Layer:

@@ -94,6 +94,11 @@ def fuse(module: nn.Module) -> None:
             absorbed.consumers, absorbed.ceiling = slots, ceiling
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Tell whether a module's inputs or outputs are looked at, or changed, by hooks."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def ceiling_of(module: nn.Module | None) -> float | None:
     """Return the bound of a ReLU, infinity for the plain one, None for anything else."""
     # exact types: a subclass may compute anything
@@ -153,6 +158,8 @@ def _find(network: nn.Module) -> _Found:
     found = _Found()
     for module, nodes in calls.items():
         takers = [called.get(user) for node in nodes for user in node.users]
+        if any(is_hooked(each) for each in (module, *takers) if each is not None):
+            continue  # hooks see, and may change, what fusion writes over or leaves out
         ceiling = ceiling_of(module)
         if ceiling is not None:
             slots = [taker.slot for taker in takers if isinstance(taker, QuantLayer)]

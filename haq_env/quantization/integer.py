@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq_env.quantization.fusion import InPlaceBatchNorm2d, ceiling_of, follow
+from haq_env.quantization.attributes import is_users, plain_attributes
+from haq_env.quantization.fusion import InPlaceBatchNorm2d, ceiling_of, follow, is_hooked
 from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.kernels import Grid, Kernel
 from haq_env.quantization.layers import QuantLayer
@@ -99,7 +100,7 @@ class IntegerProgram:
         self._network = network
         self._graph = graph
         self._stages = stages
-        self._computed = _own_buffers(network.module)
+        self._computed = _own_state(network.module)
 
     @classmethod
     def of(cls, network: QuantizedNetwork) -> IntegerProgram:
@@ -118,8 +119,8 @@ class IntegerProgram:
         except Exception as error:  # whatever the network's own code raises on proxies
             raise Unsupported(f"the network cannot be traced ({type(error).__name__})") from error
         for path, part in network.module.named_modules():
-            absorbed = isinstance(part, (QuantLayer, _BatchNorm)) or ceiling_of(part) is not None
-            if absorbed and (part._forward_hooks or part._forward_pre_hooks):
+            absorbed = isinstance(part, (QuantLayer, _BatchNorm)) or type(part) in _PASS_MODULES
+            if (absorbed or ceiling_of(part) is not None) and is_hooked(part):
                 raise Unsupported(f"module {path!r} has hooks, which no kernel would call")
         stages = _fuse(graph, dict(root.named_modules()))
         if len(stages) != len(network.layers):
@@ -134,22 +135,36 @@ class IntegerProgram:
         """
         if self._network.training:
             raise Unsupported("the network is in training mode")
-        now = _own_buffers(self._network.module)
-        if any(not torch.equal(now[name], kept) for name, kept in self._computed.items()):
+        now = _own_state(self._network.module)
+        if now.keys() != self._computed.keys() or not all(
+            _equal(now[name], kept) for name, kept in self._computed.items()
+        ):
             # what a forward computes of them alone is a constant of the graph
             fresh = IntegerProgram.of(self._network)
             self._graph, self._stages, self._computed = fresh._graph, fresh._stages, now
         return IntegerNetwork(self._graph, [stage.kernel() for stage in self._stages])
 
 
-def _own_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Copy the buffers of modules that tracing looks into: those of the user's own classes."""
-    return {
-        f"{path}.{name}": buffer.clone()
-        for path, part in module.named_modules()
-        if not type(part).__module__.startswith(("torch.nn.", "haq_env."))
-        for name, buffer in part.named_buffers(recurse=False)
-    }
+def _own_state(module: nn.Module) -> dict[str, Any]:
+    """Copy what modules that tracing looks into, those of the user's own classes, compute with."""
+    found: dict[str, Any] = {}
+    attributes = plain_attributes(module)
+    for path, part in module.named_modules():
+        if is_users(part):
+            own = {**attributes[path].values, **dict(part.named_buffers(recurse=False))}
+            for name, value in own.items():
+                found[f"{path}.{name}"] = value.clone() if isinstance(value, Tensor) else value
+    return found
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Tell whether state is the same; what cannot be compared has changed."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except (TypeError, ValueError, RuntimeError):  # arrays, and containers with tensors in them
+        return False
 
 
 @dataclass

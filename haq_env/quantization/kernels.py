@@ -157,7 +157,8 @@ class Kernel:
 
     def _exactly(self, product: Product) -> Product | Halves:
         geometry = product.geometry
-        depthwise = geometry is not None and geometry[3] == len(product.weight) > 1
+        groups = 1 if geometry is None else geometry[3]
+        depthwise = groups == len(product.weight) > 1 and product.weight.shape[1] == 1
         return exact(product, self.input.largest_stored, exact_weights(depthwise))
 
     def _output_shape(self, codes: Tensor) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from haq_env.networks.attention import fastpath_off, has_fastpath
 from haq_env.networks.copying import copied
 from haq_env.policy import ACTIVATION, Bits, as_policy, uniform
 from haq_env.quantization import QUANTIZERS
-from haq_env.quantization.attributes import plain_attributes, put_back
+from haq_env.quantization.attributes import plain_attributes, put_back, put_tensors_back, tensors
 from haq_env.quantization.batchnorm import BATCH, recalibrate_batchnorm
 from haq_env.quantization.fusion import fuse
 from haq_env.quantization.layers import QuantLayer, Slot, WeightCache, make_quantized
@@ -124,9 +124,7 @@ class QuantizedNetwork(nn.Module):
         quantizers = [layer.slot.quantizer for layer in self._layers]
         # beside the float network and not in it, so that its names and its state stay its own
         self.learned = nn.ModuleList(one for one in quantizers if isinstance(one, nn.Module)).eval()
-        self._pretrained = {
-            name: tensor.detach().clone() for name, tensor in self._tensors().items()
-        }
+        self._pretrained = {name: each.detach().clone() for name, each in tensors(self).items()}
         self._attributes = plain_attributes(self.module)
         self.errors = Errors(
             np.stack([one.weight_mse for one in quantizers]),
@@ -135,8 +133,11 @@ class QuantizedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Run the network on images [N, ...] with the present bits."""
+        inputs = self.laid_out(images)
+        if inputs is images:
+            inputs = images.clone()  # a forward may write into it, and the images are used again
         with fastpath_off() if self._fastpath else nullcontext():
-            output: Tensor = self.module(self.laid_out(images))
+            output: Tensor = self.module(inputs)
         return output
 
     def laid_out(self, images: Tensor) -> Tensor:
@@ -194,13 +195,11 @@ class QuantizedNetwork(nn.Module):
         """Copy all pretrained parameters and buffers back in place; the policy stays.
 
         What quantizers have learned becomes what it was after calibration, at every width.
-        Numbers, texts and tensors that are plain attributes come back, too. Parameters keep their
-        identity, so an optimizer may go on with them; its own state (momentum) and the gradients
-        are not touched.
+        Plain attributes come back, too: numbers, texts, tensors, random generators, containers of
+        such. Parameters keep their identity, so an optimizer may go on with them; its own state
+        (momentum) and the gradients are not touched.
         """
-        with torch.no_grad():
-            for name, tensor in self._tensors().items():
-                tensor.copy_(self._pretrained[name])
+        put_tensors_back(self, self._pretrained)
         put_back(self.module, self._attributes)
         for layer in self._layers:
             layer.slot.restored(layer.weight)
@@ -254,9 +253,6 @@ class QuantizedNetwork(nn.Module):
         for layer, was in zip(self._layers, pretrained, strict=True):
             layer.slot.note_pretrained(layer.weight, was)  # only now its quantizer has moved, too
         return result
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {**dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def _check_widths(self, bits: Bits) -> None:
         for row, layer in enumerate(self._layers):

@@ -184,7 +184,7 @@ def exact(product: Product, largest_input: int, largest_weight: int) -> Product 
         Unsupported: its sums do not fit into 32 bits.
     """
     weight = product.weight
-    largest = int(weight.abs().max()) * largest_input
+    largest = int(weight.short().abs().max()) * largest_input  # int8 has no 128
     if largest * weight[0].numel() > _LARGEST:
         raise Unsupported(f"sums of {weight[0].numel():,} products do not fit into 32 bits")
     if largest <= largest_weight * largest_input or 2 * largest <= _PAIR:

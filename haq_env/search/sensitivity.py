@@ -118,7 +118,7 @@ def _monotone(raw: Grid, allowed: NDArray[np.bool_]) -> Grid:
 def _float_network(network: QuantizedNetwork) -> Iterator[list[QuantLayer]]:
     """Lend a network in float and evaluation mode, with its pretrained weights."""
     policy = network.bits
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = copy.deepcopy(network.state_dict())
     learned = copy.deepcopy(network.learned.state_dict())
     found = {m.slot.name: m for m in network.modules() if isinstance(m, QuantLayer)}
     frozen = [p for p in network.parameters() if not p.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -93,9 +94,7 @@ class Trainer:
         self._narrow = device.type == "cuda" if precision == "auto" else precision == "bfloat16"
         self._images = Images(data.train, data, device)
         self._held_out = Images(data.val, data, device)
-        # torch knows this call, but its annotations do not
-        self.module: nn.Module = module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_fits(self.module, data, self._images.batch(slice(0, 1)))  # before any epoch is spent
+        self.module = self._laid_out(module, data)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = self.module
         if compiled:
             _check_compiler(device)
@@ -112,6 +111,21 @@ class Trainer:
             nesterov=training.momentum > 0,
             foreach=True,
         )
+
+    def _laid_out(self, module: nn.Module, data: Dataset) -> nn.Module:
+        """Move a network to the device, and see that it fits before any epoch is spent."""
+        image = self._images.batch(slice(0, 1))
+        for self._layout in (torch.channels_last, torch.contiguous_format):
+            # torch knows this call, but its annotations do not
+            module = module.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
+            try:
+                check_fits(module, data, image.contiguous(memory_format=self._layout))
+            except InputError:
+                if self._layout == torch.contiguous_format:
+                    raise
+            else:  # a forward may take views that only the plain layout has
+                break
+        return module
 
     @property
     def finished(self) -> bool:
@@ -163,10 +177,12 @@ class Trainer:
     def _step(self, index: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
         """Take one step; return the sum of losses and the number of right answers."""
         labels = self._images.labels[index]
-        batch = self._images.batch(index).contiguous(memory_format=torch.channels_last)
+        batch = self._images.batch(index).contiguous(memory_format=self._layout)
         batch = augment(batch, chance, self.training.augmentation)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._narrow):
             logits = self._forward(batch)
+        if isinstance(logits, tuple):  # of heads that help training, the first one counts
+            logits = logits[0]
         logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.training.label_smoothing)
         self._optimizer.zero_grad(set_to_none=True)
@@ -216,11 +232,11 @@ class Trainer:
         Returns:
             Whether they are rounded now; the accuracy before and after, in percent.
         """
-        wide = {name: tensor.clone() for name, tensor in self.result.state_dict().items()}
+        wide = copy.deepcopy(self.result.state_dict())
         before = accuracy(self.result, self._held_out)
         with torch.no_grad():
             for tensor in self.result.state_dict().values():
-                if tensor.is_floating_point() and tensor.dim() > 1:
+                if torch.is_tensor(tensor) and tensor.is_floating_point() and tensor.dim() > 1:
                     tensor.copy_(tensor.half().float())
         after = accuracy(self.result, self._held_out)
         fits = after >= before - tolerance
