@@ -285,7 +285,7 @@ def test_integers_follow_what_training_changes_besides_tensors_of_torch(factor, 
             each.evaluate(bits)
             bench = each.trained().bench
             runs = bench.inference.serving()[0]
-            logits.append(runs(bench.images["val"].batch(slice(0, 64))))
+            logits.append(runs(bench.images["val"].batch(slice(0, 64))).detach())
         assert torch.allclose(*logits, atol=0.05 * float(logits[0].std()))
 
 
