@@ -68,10 +68,17 @@ def is_users(part: nn.Module) -> bool:
     return not type(part).__module__.startswith(("torch.nn.", "haq_env."))
 
 
-def plain_attributes(network: nn.Module) -> Kept:
-    """Return what modules have as plain attributes, by module path."""
+def plain_attributes(network: nn.Module, *, of_users: bool = False) -> Kept:
+    """Return what modules have as plain attributes, by module path.
+
+    Args:
+        network: any.
+        of_users: only those of modules whose class is the user's own.
+    """
     found, memo = {}, dict[int, Any]()
     for path, part in network.named_modules():
+        if of_users and not is_users(part):
+            continue
         own = {k: v for k, v in vars(part).items() if k not in _TORCHS and k not in _OURS}
         values = {name: _copied(value, memo) for name, value in own.items() if _is_state(value)}
         found[path] = Attributes(frozenset(own) if is_users(part) else None, values)

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from haq_env.quantization.attributes import is_users, plain_attributes
+from haq_env.quantization.attributes import plain_attributes
 from haq_env.quantization.fusion import InPlaceBatchNorm2d, ceiling_of, follow, is_hooked
 from haq_env.quantization.kernel_check import exact_weights
 from haq_env.quantization.kernels import Grid, Kernel
@@ -148,12 +148,10 @@ class IntegerProgram:
 def _own_state(module: nn.Module) -> dict[str, Any]:
     """Copy what modules that tracing looks into, those of the user's own classes, compute with."""
     found: dict[str, Any] = {}
-    attributes = plain_attributes(module)
-    for path, part in module.named_modules():
-        if is_users(part):
-            own = {**attributes[path].values, **dict(part.named_buffers(recurse=False))}
-            for name, value in own.items():
-                found[f"{path}.{name}"] = value.clone() if isinstance(value, Tensor) else value
+    for path, (_, values) in plain_attributes(module, of_users=True).items():
+        buffers = module.get_submodule(path).named_buffers(recurse=False)
+        for name, value in {**values, **dict(buffers)}.items():
+            found[f"{path}.{name}"] = value.clone() if isinstance(value, Tensor) else value
     return found
 
 
