@@ -150,8 +150,8 @@ def _own_state(module: nn.Module) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path, (_, values) in plain_attributes(module, of_users=True).items():
         buffers = module.get_submodule(path).named_buffers(recurse=False)
-        for name, value in {**values, **dict(buffers)}.items():
-            found[f"{path}.{name}"] = value.clone() if isinstance(value, Tensor) else value
+        own = {**values, **{name: buffer.clone() for name, buffer in buffers}}
+        found |= {f"{path}.{name}": value for name, value in own.items()}
     return found
 
 

@@ -120,10 +120,10 @@ class Trainer:
             module = module.to(self.device, memory_format=self._layout)  # type: ignore[call-overload]
             try:
                 check_fits(module, data, image.contiguous(memory_format=self._layout))
-            except InputError:
+            except InputError:  # a forward may take views that only the plain layout has
                 if self._layout == torch.contiguous_format:
                     raise
-            else:  # a forward may take views that only the plain layout has
+            else:
                 break
         return module
 
